@@ -1,0 +1,2 @@
+//! bridgehead
+fn main() {}
