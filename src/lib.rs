@@ -1,1 +1,18 @@
-//! bridgehead
+//! bridgehead: a CNI plugin suite in one static program.
+//!
+//! One call, from top to bottom:
+//!
+//! ```text
+//! environment + stdin -> spec::Request -> plugins/<type> plans -> plan: apply | check | remove -> resource/* -> net -> kernel
+//!                                              \-> result, computed from the same plan, printed in the config's version
+//! ```
+//!
+//! * [`spec`]: the CNI protocol as types; pure.
+//! * [`net`]: namespaces, netlink, nf_tables, sysctl; knows nothing of CNI.
+//! * [`ipam`]: ranges of addresses, and the store that says which are taken.
+//! * [`runtime`]: the caller's half of the protocol: conflists, chains, the result cache, executing plugins.
+
+pub mod ipam;
+pub mod net;
+pub mod runtime;
+pub mod spec;

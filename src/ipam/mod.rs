@@ -1,0 +1,1 @@
+//! Ranges of addresses, allocation, and the store that says which are taken.

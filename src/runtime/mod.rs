@@ -1,0 +1,1 @@
+//! The caller's half of the protocol: conflists, chains, the result cache, executing plugins.

@@ -1,0 +1,204 @@
+//! The network configuration: what every plugin's has in common.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::{Args, CniError, CniResult, Code, Version, json, names};
+
+/// Most bytes that a configuration may have. Real ones have a few hundred; a prevResult may add some kilobytes.
+pub const MAX_BYTES: usize = 1 << 20;
+
+/// A network configuration as a plugin receives it on stdin: the plugin's own object of the conflist, with the keys
+/// that the runtime injects (specification section 3, "Deriving request configuration").
+#[derive(Clone, Debug)]
+pub struct NetConf {
+    /// `cniVersion`; without one, 0.1.0.
+    pub version: Version,
+    /// `name` of the network.
+    pub name: String,
+    /// `ipam.type`; `None` where there is no IPAM, as for a bridge without addresses.
+    pub ipam_type: Option<String>,
+    document: Map<String, Value>,
+}
+
+/// The attachments that a GC is to leave alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValidAttachments {
+    /// The key was not there at all: nobody said what is valid.
+    NotGiven,
+    /// These are valid, and no others; may be empty (`[]` or `null`).
+    Only(Vec<ValidAttachment>),
+}
+
+/// An entry of `cni.dev/valid-attachments`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ValidAttachment {
+    /// ID of the container.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// Name of its interface.
+    pub ifname: String,
+}
+
+impl NetConf {
+    /// Reads a configuration and what all plugins need of it.
+    pub fn parse(bytes: &[u8]) -> Result<Self, CniError> {
+        if bytes.len() > MAX_BYTES {
+            let msg = format!("the network configuration has more than {MAX_BYTES} bytes");
+            return Err(CniError::new(Code::Decoding, msg));
+        }
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| {
+            CniError::new(Code::Decoding, format!("the network configuration on stdin is not JSON: {e}"))
+        })?;
+        let Value::Object(document) = value else {
+            return Err(CniError::new(
+                Code::Decoding,
+                "the network configuration on stdin is not a JSON object",
+            ));
+        };
+        let text = |object: &Map<String, Value>, key: &str| match json::get(object, key) {
+            None => Ok(String::new()),
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(other) => {
+                let msg = format!("{key}: the value {other} is wrong; wanted is a string");
+                Err(CniError::new(Code::Decoding, msg))
+            }
+        };
+        let name = text(&document, "name")?;
+        names::check_identifier(&name).map_err(|why| match why {
+            names::BadName::Empty => CniError::config("the network configuration has no name"),
+            _ => {
+                CniError::config(format!("name: the network name {name:?} {why}")).with_details(name.clone())
+            }
+        })?;
+        let version = match text(&document, "cniVersion")?.as_str() {
+            "" => Version::V0_1_0,
+            text => text.parse().map_err(|_| incompatible(text, &super::version::ALL))?,
+        };
+        let ipam_type = match json::get(&document, "ipam") {
+            Some(Value::Object(ipam)) => Some(text(ipam, "type")?).filter(|t| !t.is_empty()),
+            _ => None,
+        };
+        Ok(Self { version, name, ipam_type, document })
+    }
+
+    /// The error of code 1 if the version is not among those that a plugin speaks.
+    pub fn check_version(&self, supported: &[Version]) -> Result<(), CniError> {
+        if supported.contains(&self.version) {
+            Ok(())
+        } else {
+            Err(incompatible(self.version.as_str(), supported))
+        }
+    }
+
+    /// The whole object as one plugin's type.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, CniError> {
+        // A clone of the document would do as well; decoding straight from the map saves it.
+        json::decode_object(&self.document)
+            .map_err(|e| CniError::new(Code::Decoding, format!("network configuration: {e}")))
+    }
+
+    /// The value of a top-level key.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        json::get(&self.document, key)
+    }
+
+    /// `prevResult`: the result of the plugin before in the chain, or on CHECK and DEL the last one's.
+    pub fn prev_result(&self) -> Result<Option<CniResult>, CniError> {
+        self.get("prevResult")
+            .map(|value| CniResult::from_value(value, self.version, "prevResult"))
+            .transpose()
+    }
+
+    /// The attachments that a GC must leave alone. libcni sends the list under two keys, one of them a historic
+    /// misspelling; a key that is `null` is an empty list (Go writes an empty slice so), unlike one that is absent.
+    pub fn valid_attachments(&self) -> Result<ValidAttachments, CniError> {
+        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            match self.document.get(key) {
+                None => {}
+                Some(Value::Null) => return Ok(ValidAttachments::Only(Vec::new())),
+                Some(value) => {
+                    return json::decode(value)
+                        .map(ValidAttachments::Only)
+                        .map_err(|e| CniError::new(Code::Decoding, format!("{key}: {e}")));
+                }
+            }
+        }
+        Ok(ValidAttachments::NotGiven)
+    }
+
+    /// What a mac address is asked for by `runtimeConfig.mac`, `args.cni.mac` or `MAC` of `CNI_ARGS`, in this order.
+    pub fn requested_mac(&self, args: &Args) -> Option<(String, &'static str)> {
+        let text = |path: &[&str]| {
+            let (last, parents) = path.split_last()?;
+            let parent = parents
+                .iter()
+                .try_fold(&self.document, |object, key| json::get(object, key).and_then(Value::as_object))?;
+            json::get(parent, last).and_then(Value::as_str).filter(|t| !t.is_empty()).map(str::to_owned)
+        };
+        None.or_else(|| text(&["runtimeConfig", "mac"]).map(|mac| (mac, "runtimeConfig.mac")))
+            .or_else(|| text(&["args", "cni", "mac"]).map(|mac| (mac, "args.cni.mac")))
+            .or_else(|| args.get("MAC").map(|mac| (mac.to_owned(), "MAC in CNI_ARGS")))
+    }
+}
+
+fn incompatible(version: &str, supported: &[Version]) -> CniError {
+    let list: Vec<&str> = supported.iter().map(|v| v.as_str()).collect();
+    CniError::new(Code::IncompatibleVersion, "incompatible CNI versions")
+        .with_details(format!("config is {version:?}, plugin supports {list:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<NetConf, CniError> {
+        NetConf::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn a_missing_version_is_the_oldest() {
+        assert_eq!(parse(r#"{"name":"n"}"#).unwrap().version, Version::V0_1_0);
+    }
+
+    #[test]
+    fn codes_tell_what_is_wrong() {
+        for (text, code) in [
+            ("", 6),
+            ("[]", 6),
+            (r#"{"name":1}"#, 6),
+            (r#"{"cniVersion":"1.0.0"}"#, 7),
+            (r#"{"name":"a/b"}"#, 7),
+            (r#"{"name":"n","cniVersion":"9.0.0"}"#, 1),
+        ] {
+            assert_eq!(parse(text).unwrap_err().code, code, "{text}");
+        }
+    }
+
+    #[test]
+    fn absent_is_not_empty() {
+        let valid = |text: &str| parse(text).unwrap().valid_attachments().unwrap();
+        assert_eq!(valid(r#"{"name":"n"}"#), ValidAttachments::NotGiven);
+        for empty in ["null", "[]"] {
+            let text = format!(r#"{{"name":"n","cni.dev/valid-attachments":{empty}}}"#);
+            assert_eq!(valid(&text), ValidAttachments::Only(vec![]));
+        }
+        let ValidAttachments::Only(list) =
+            valid(r#"{"name":"n","cni.dev/attachments":[{"containerID":"c","ifname":"eth0"}]}"#)
+        else {
+            panic!("a list was given")
+        };
+        assert_eq!(list.len(), 1);
+    }
+
+    #[test]
+    fn the_runtimes_mac_comes_first() {
+        let conf = parse(r#"{"name":"n","RuntimeConfig":{"Mac":"a"},"args":{"cni":{"mac":"b"}}}"#).unwrap();
+        let args = Args::parse("MAC=c").unwrap();
+        assert_eq!(conf.requested_mac(&args).unwrap().0, "a");
+        let conf = parse(r#"{"name":"n","args":{"cni":{"mac":"b"}}}"#).unwrap();
+        assert_eq!(conf.requested_mac(&args).unwrap().0, "b");
+        assert_eq!(parse(r#"{"name":"n"}"#).unwrap().requested_mac(&args).unwrap().0, "c");
+    }
+}

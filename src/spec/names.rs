@@ -1,0 +1,97 @@
+//! Which names are allowed (specification section 2 and libcni's `pkg/utils`).
+
+use std::fmt;
+
+/// Why a name is refused; reads as the end of a sentence that begins with the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadName {
+    /// It is empty.
+    Empty,
+    /// It is longer than 15 bytes (`IFNAMSIZ` of linux/if.h less its NUL).
+    TooLong,
+    /// It is `.` or `..`.
+    Dots,
+    /// It has a character that does not belong there.
+    Character(char),
+    /// It does not begin with a letter or digit.
+    Beginning(char),
+}
+
+impl fmt::Display for BadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("is empty"),
+            Self::TooLong => f.write_str("is longer than the 15 bytes that Linux allows"),
+            Self::Dots => f.write_str("is a reserved name"),
+            Self::Character(c) => write!(f, "has the character {c:?}, which is not allowed"),
+            Self::Beginning(c) => write!(f, "begins with {c:?}; it must begin with a letter or digit"),
+        }
+    }
+}
+
+/// Container IDs and network names: a letter or digit, then letters, digits, `_`, `.` and `-`.
+pub fn check_identifier(name: &str) -> Result<(), BadName> {
+    let mut chars = name.chars();
+    match chars.next() {
+        None => return Err(BadName::Empty),
+        Some(c) if !c.is_ascii_alphanumeric() => return Err(BadName::Beginning(c)),
+        Some(_) => {}
+    }
+    match chars.find(|&c| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))) {
+        Some(c) => Err(BadName::Character(c)),
+        None => Ok(()),
+    }
+}
+
+/// Interface names: what the kernel's `dev_valid_name` (net/core/dev.c) takes.
+pub fn check_ifname(name: &str) -> Result<(), BadName> {
+    if name.is_empty() {
+        return Err(BadName::Empty);
+    }
+    if name.len() > 15 {
+        return Err(BadName::TooLong);
+    }
+    if name == "." || name == ".." {
+        return Err(BadName::Dots);
+    }
+    match name.chars().find(|&c| matches!(c, '/' | ':' | '\0') || c.is_whitespace()) {
+        Some(c) => Err(BadName::Character(c)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn identifiers() {
+        for good in ["a", "0", "a.b_c-d", "cnitool-77383ca0a0715733ca6f", &"x".repeat(300)] {
+            assert_eq!(check_identifier(good), Ok(()), "{good}");
+        }
+        for bad in ["", "-a", ".a", "_a", "a/b", "a b", "ä", "a\n", "a:b"] {
+            assert!(check_identifier(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ifnames() {
+        for good in ["e", "eth0", "exactly15bytes.", "a-b_c.d", "ä"] {
+            assert_eq!(check_ifname(good), Ok(()), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "a\u{a0}b", "sixteen.bytes..1"] {
+            assert!(check_ifname(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_identifier_never_leaves_its_directory(name in "\\PC*") {
+            if check_identifier(&name).is_ok() {
+                prop_assert!(!name.contains('/') && !name.starts_with('.'));
+            }
+        }
+    }
+}
