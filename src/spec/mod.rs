@@ -6,6 +6,7 @@
 pub mod args;
 pub mod attachment;
 pub mod config;
+pub mod digest;
 pub mod error;
 pub mod json;
 pub mod names;
