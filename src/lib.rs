@@ -10,9 +10,11 @@
 //! * [`spec`]: the CNI protocol as types; pure.
 //! * [`net`]: namespaces, netlink, nf_tables, sysctl; knows nothing of CNI.
 //! * [`ipam`]: ranges of addresses, and the store that says which are taken.
+//! * [`resource`]: what an attachment is made of, one file per resource.
 //! * [`runtime`]: the caller's half of the protocol: conflists, chains, the result cache, executing plugins.
 
 pub mod ipam;
 pub mod net;
+pub mod resource;
 pub mod runtime;
 pub mod spec;
