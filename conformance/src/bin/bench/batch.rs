@@ -1,0 +1,230 @@
+//! One batch: a scenario on one suite in a new host, all pods attached and then detached again.
+
+use crate::attachment::{Chain, check_version, version};
+use crate::call::{Call, Price};
+use crate::host::{Host, Pod};
+use crate::machine::{Load, reap_orphans, settle};
+use crate::scenario::{NETWORK, Nat, SUBNET, Scenario, Workload};
+use crate::suite::Suite;
+use crate::trace::{Started, Strace, strace};
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// The prices of one batch, in the order of the pods.
+#[derive(Clone)]
+pub(crate) struct Batch {
+    /// Of ADD, or of VERSION.
+    pub(crate) add: Vec<Price>,
+    /// Of DEL; empty for VERSION.
+    pub(crate) del: Vec<Price>,
+    /// How long processes went on after the last DEL had returned.
+    pub(crate) linger: Duration,
+    /// Whether something else ran on the machine when it began.
+    pub(crate) load: Load,
+    /// Whether DEL was measured.
+    pub(crate) deletion: Deletion,
+}
+
+/// Whether a suite can undo what it did. Not all can: the nftables DEL of some reference builds depends on how the
+/// machine's iptables words its errors.
+#[derive(Clone)]
+pub(crate) enum Deletion {
+    /// DEL works, or the workload has none.
+    Works,
+    /// DEL fails for the first pod already; here is how. None was measured.
+    Fails(String),
+}
+
+/// How a batch ended.
+pub(crate) enum Outcome {
+    /// All calls succeeded.
+    Done(Batch),
+    /// The suite has not what the scenario needs, for this reason.
+    Unable(String),
+}
+
+/// What cannot be had while taking the time; of one more ADD and DEL.
+#[derive(Clone)]
+pub(crate) struct Probe {
+    /// Of ADD, or of VERSION.
+    pub(crate) add: Observed,
+    /// Of DEL; absent for VERSION.
+    pub(crate) del: Option<Observed>,
+}
+
+/// What was observed of one call, or of a chain of them.
+#[derive(Clone)]
+pub(crate) struct Observed {
+    /// Processes started; absent where there is no strace.
+    pub(crate) started: Option<Started>,
+    /// Peak of resident memory in KiB, of the plugin that has most, without its children.
+    pub(crate) resident: u64,
+}
+
+/// Measures one batch. Fails if a call fails. But on the first pod, which is not counted, a failure only means that
+/// the suite is unable to do the scenario, or its DEL.
+pub(crate) fn run(suite: &Suite, scenario: &Scenario, pods: usize, at_once: usize) -> Result<Outcome> {
+    let load = settle()?;
+    match &scenario.workload {
+        Workload::Startup(plugin) => {
+            let program = suite.program(plugin);
+            if !program.is_file() {
+                return Ok(Outcome::Unable(format!("there is no {plugin}")));
+            }
+            let call = version(&program);
+            let add = (0..pods).map(|_| startup(&call)).collect::<Result<_>>()?;
+            Ok(Outcome::Done(Batch {
+                add,
+                del: Vec::new(),
+                linger: Duration::ZERO,
+                load,
+                deletion: Deletion::Works,
+            }))
+        }
+        Workload::Attachments { chain, nat, reservations } => {
+            let chain = Chain { suite, plugins: chain };
+            if let Some(plugin) = chain.missing() {
+                return Ok(Outcome::Unable(format!("there is no {plugin}")));
+            }
+            Host::within(pods + 1, |host| {
+                host.reserve(NETWORK, SUBNET, *reservations)?;
+                let Some((first, rest)) = host.pods.split_first() else { bail!("no pods") };
+                let deletion = match attempt(&chain, first, *nat) {
+                    Ok(deletion) => deletion,
+                    Err(reason) => return Ok(Outcome::Unable(format!("{reason:#}"))),
+                };
+                attach_all(host, &chain, rest, at_once, (load, deletion)).map(Outcome::Done)
+            })
+        }
+    }
+}
+
+/// Attaches the pod that makes the bridge and the tables, and sees that the work is really done. Unless its DEL
+/// fails, the pod has been detached and attached again.
+fn attempt(chain: &Chain, pod: &Pod, nat: Nat) -> Result<Deletion> {
+    let (_, result) = chain.add(pod, Call::timed)?;
+    nat.verify()?;
+    if let Err(reason) = chain.del(pod, &result, Call::timed) {
+        return Ok(Deletion::Fails(format!("{reason:#}")));
+    }
+    reap_orphans()?;
+    chain.add(pod, Call::timed)?;
+    Ok(Deletion::Works)
+}
+
+/// ADD for all pods, then DEL for all, in the same order.
+fn attach_all(
+    host: &Host,
+    chain: &Chain,
+    pods: &[Pod],
+    at_once: usize,
+    (load, deletion): (Load, Deletion),
+) -> Result<Batch> {
+    let links = host.links()?;
+    let added = each(pods, at_once, |_, pod| {
+        let (prices, result) = chain.add(pod, Call::timed)?;
+        Ok((prices.into_iter().sum::<Price>(), result))
+    })?;
+    let (add, results): (Vec<Price>, Vec<Value>) = added.into_iter().unzip();
+    reap_orphans()?;
+    if matches!(deletion, Deletion::Fails(_)) {
+        return Ok(Batch { add, del: Vec::new(), linger: Duration::ZERO, load, deletion });
+    }
+    let del = each(pods, at_once, |index, pod| {
+        let result = results.get(index).context("no result of ADD")?;
+        Ok(chain.del(pod, result, Call::timed)?.into_iter().sum())
+    })?;
+    let linger = reap_orphans()?;
+    match host.links()? {
+        left if left == links => Ok(Batch { add, del, linger, load, deletion }),
+        left => bail!(
+            "{}: {links} links in the host before all ADD, {left} after all DEL",
+            chain.suite.dir.display()
+        ),
+    }
+}
+
+/// Does the work for every pod, for this many of them at the same time, and returns the results in the pods' order.
+/// After a failure nothing new is begun.
+fn each<T: Send>(
+    pods: &[Pod],
+    at_once: usize,
+    work: impl Fn(usize, &Pod) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let next = AtomicUsize::new(0);
+    let worker = || -> Result<Vec<(usize, T)>> {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(pod) = pods.get(index) else { return Ok(done) };
+            match work(index, pod) {
+                Ok(result) => done.push((index, result)),
+                Err(error) => {
+                    next.store(pods.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    let mut done = thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(worker)).collect();
+        let mut done = Vec::with_capacity(pods.len());
+        for worker in workers {
+            done.extend(worker.join().map_err(|_| anyhow!("a worker panicked"))??);
+        }
+        Ok::<_, anyhow::Error>(done)
+    })?;
+    done.sort_unstable_by_key(|&(index, _)| index);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
+fn startup(call: &Call) -> Result<Price> {
+    let (price, answer) = call.timed()?;
+    check_version(call, &answer)?;
+    Ok(price)
+}
+
+/// Observes one more ADD and DEL, with the bridge and one pod there already. On two pods: a traced process is not the
+/// same size, and an untraced one does not tell its children.
+pub(crate) fn probe(suite: &Suite, scenario: &Scenario, deletion: &Deletion) -> Result<Probe> {
+    let (chain, reservations) = match &scenario.workload {
+        Workload::Startup(plugin) => {
+            let (resident, _) = version(&suite.program(plugin)).watched()?;
+            return Ok(Probe { add: Observed { started: None, resident }, del: None });
+        }
+        Workload::Attachments { chain, reservations, .. } => (Chain { suite, plugins: chain }, *reservations),
+    };
+    let strace = strace();
+    Host::within(3, |host| {
+        host.reserve(NETWORK, SUBNET, reservations)?;
+        let [first, watched, traced] = &host.pods[..] else { bail!("no pods") };
+        chain.add(first, Call::timed)?;
+        let (resident, watched_result) = chain.add(watched, Call::watched)?;
+        let trace = |strace: &Strace| chain.add(traced, |call| strace.run(call));
+        let (started, traced_result) = strace.as_ref().map(trace).transpose()?.unzip();
+        let add = Observed::of_chain(started, resident);
+        let del = match deletion {
+            Deletion::Fails(_) => None,
+            Deletion::Works => {
+                let resident = chain.del(watched, &watched_result, Call::watched)?;
+                let trace =
+                    |(strace, result): (&Strace, &Value)| chain.del(traced, result, |call| strace.run(call));
+                let started = strace.as_ref().zip(traced_result.as_ref()).map(trace).transpose()?;
+                Some(Observed::of_chain(started, resident))
+            }
+        };
+        reap_orphans()?;
+        Ok(Probe { add, del })
+    })
+}
+
+impl Observed {
+    /// All plugins of a chain together: all that they start, and the memory of the largest.
+    fn of_chain(started: Option<Vec<Started>>, resident: Vec<u64>) -> Self {
+        let started = started.map(|all| all.into_iter().sum());
+        Self { started, resident: resident.into_iter().max().unwrap_or(0) }
+    }
+}

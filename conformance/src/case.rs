@@ -1,0 +1,93 @@
+//! What a case is and what it needs.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::sandbox::{REFERENCE, Sandbox};
+
+/// One thing that a directory of plugins is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Section of the specification, or plugin and topic.
+    pub group: &'static str,
+    /// Name of the function, which reads as a sentence.
+    pub name: &'static str,
+    /// What must be there for the case to mean anything.
+    pub needs: &'static [Need],
+    /// The case itself.
+    pub run: fn(&Sandbox) -> Result<()>,
+}
+
+impl Case {
+    /// Group and name, as `--list` prints it and `--filter` matches it.
+    pub fn title(&self) -> String {
+        format!("{}/{}", self.group, self.name)
+    }
+}
+
+/// Something that a machine or a directory may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A program on the search path.
+    Program(&'static str),
+    /// A plugin beyond bridge, host-local, static and loopback in the directory under test.
+    Plugin(&'static str),
+    /// A reference plugin in /usr/lib/cni.
+    Reference(&'static str),
+    /// A kernel that makes links of this `ip link` type.
+    LinkType(&'static str),
+    /// A kernel whose bridges filter by VLAN.
+    VlanFiltering,
+    /// A kernel with IPv6.
+    Ipv6,
+    /// A working `iptables`.
+    Iptables,
+    /// A working `nft` and nf_tables in the kernel.
+    Nftables,
+}
+
+impl Need {
+    /// Why the need is not met here, if it is not. May leave traces in the sandbox only if it is not met.
+    pub fn unmet(&self, host: &Sandbox) -> Option<String> {
+        match *self {
+            Self::Program(name) => host.try_run(&["which", name]).ok().filter(|it| it.status.success()).map_or(
+                Some(format!("the program {name} is not installed")),
+                |_| None,
+            ),
+            Self::Plugin(name) if host.plugins().join(name).exists() => None,
+            Self::Plugin(name) => Some(format!("the directory has no {name}")),
+            Self::Reference(name) if Path::new(REFERENCE).join(name).exists() => None,
+            Self::Reference(name) => Some(format!("there is no reference {name} in {REFERENCE}")),
+            Self::LinkType(kind) => {
+                trial(host, &["ip", "link", "add", "trial0", "type", kind], &["ip", "link", "del", "trial0"])
+                    .then(|| format!("the kernel has no links of type {kind}"))
+            }
+            Self::VlanFiltering => trial(
+                host,
+                &["ip", "link", "add", "trial0", "type", "bridge", "vlan_filtering", "1"],
+                &["ip", "link", "del", "trial0"],
+            )
+            .then(|| "the kernel's bridges do not filter by VLAN".to_owned()),
+            Self::Ipv6 => {
+                (!Path::new("/proc/sys/net/ipv6").exists()).then(|| "the kernel has no IPv6".to_owned())
+            }
+            Self::Iptables => {
+                trial(host, &["iptables", "--version"], &["true"]).then(|| "iptables does not work".to_owned())
+            }
+            Self::Nftables => {
+                trial(host, &["nft", "list", "ruleset"], &["true"]).then(|| "nft does not work".to_owned())
+            }
+        }
+    }
+}
+
+/// Whether the first command failed; if not, the second takes its effect back.
+fn trial(host: &Sandbox, attempt: &[&str], undo: &[&str]) -> bool {
+    let failed = !host.try_run(attempt).is_ok_and(|finished| finished.status.success());
+    if !failed {
+        // If this fails the case will say so by itself.
+        let _ = host.run(undo);
+    }
+    failed
+}

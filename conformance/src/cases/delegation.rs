@@ -1,0 +1,266 @@
+//! How bridge calls its IPAM plugin.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::cases;
+use super::networks::{NEWEST, USUAL, bridge, gateway4};
+use crate::call::Call;
+use crate::expect::{at, contains, equal, holds, same_json, text_at};
+use crate::pod::Pod;
+use crate::sandbox::Sandbox;
+use crate::snapshot::Snapshot;
+
+cases! {
+    "spec/delegation" {
+        the_error_of_ipam_comes_out_unchanged;
+        ipam_that_prints_garbage_is_an_error;
+        ipam_that_fails_without_a_word_is_an_error;
+        ipam_that_cannot_be_found_is_an_error;
+        ipam_that_cannot_be_executed_is_an_error;
+        a_path_is_no_plugin_type;
+        ipam_gets_the_same_variables_and_bytes;
+        the_first_on_the_search_path_is_executed;
+        a_foreign_host_local_is_executed;
+        ipam_is_told_to_delete_when_it_failed;
+        ipam_is_told_to_delete_when_it_gave_no_address;
+        ipam_is_told_to_delete_when_a_later_step_fails;
+        an_ipam_result_of_an_older_version_is_converted;
+        an_ipam_result_without_version_is_understood;
+        what_ipam_says_on_stderr_is_no_answer;
+        an_error_of_ipam_in_del_is_reported_after_all_else_is_removed;
+        an_error_of_ipam_in_check_is_reported;
+        an_error_of_ipam_in_status_is_reported;
+        gc_reaches_ipam;
+    }
+}
+
+/// Prints a result with the address 10.30.0.5.
+const GOOD: &str = r#"echo '{"cniVersion":"1.0.0","ips":[{"address":"10.30.0.5/24","gateway":"10.30.0.1"}]}'"#;
+
+/// An IPAM plugin called `fake` that writes its verb to /run/scratch/verbs, then goes on with the script.
+fn fake(host: &Sandbox, script: &str) -> Result<()> {
+    host.fake_plugin("fakes", "fake", &format!("echo $CNI_COMMAND >> /run/scratch/verbs\ncat > /run/scratch/stdin\n{script}"))?;
+    Ok(())
+}
+
+/// Does something only on ADD; every other verb succeeds.
+fn on_add(script: &str) -> String {
+    format!("[ $CNI_COMMAND = ADD ] || exit 0\n{script}")
+}
+
+fn attachment(host: &Sandbox, pod: &Pod) -> Call {
+    let path = format!("/run/scratch/fakes:{}", host.plugins().display());
+    bridge("c1", pod, json!({"ipam": {"type": "fake"}})).env("CNI_PATH", &path)
+}
+
+fn verbs() -> Vec<String> {
+    fs::read_to_string("/run/scratch/verbs").unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+fn the_error_of_ipam_comes_out_unchanged(host: &Sandbox) -> Result<()> {
+    let wanted = json!({"cniVersion": USUAL, "code": 123, "msg": "no luck today", "details": "the moon is full"});
+    fake(host, &on_add(&format!("echo '{wanted}'; echo noise >&2; exit 3")))?;
+    let pod = host.pod("p")?;
+    let before = Snapshot::take(host, &[&pod])?;
+    let refusal = attachment(host, &pod).add().run(host)?.refused_with(123)?;
+    for key in ["code", "msg", "details"] {
+        same_json(key, &refusal.json[key], &wanted[key])?;
+    }
+    before.restored(host, &[&pod])
+}
+
+/// ADD fails, says something with that word, and leaves nothing.
+fn fails_cleanly(host: &Sandbox, call: &Call, pod: &Pod, word: &str) -> Result<()> {
+    let before = Snapshot::take(host, &[pod])?;
+    let refusal = call.add().run(host)?.refusal()?;
+    contains("the error", &refusal.text(), word)?;
+    before.restored(host, &[pod])
+}
+
+fn ipam_that_prints_garbage_is_an_error(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    for script in ["echo garbage", "echo '[]'", "echo '{\"ips\": 7}'", "echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"x\"}]}'"] {
+        fake(host, &on_add(script))?;
+        fails_cleanly(host, &attachment(host, &pod), &pod, "").with_context(|| script.to_owned())?;
+    }
+    Ok(())
+}
+
+fn ipam_that_fails_without_a_word_is_an_error(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, &on_add("exit 7"))?;
+    fails_cleanly(host, &attachment(host, &pod), &pod, "fake").context("nothing printed")?;
+    fake(host, &on_add("echo 'the disk is on fire' >&2; exit 7"))?;
+    fails_cleanly(host, &attachment(host, &pod), &pod, "the disk is on fire").context("words on stderr only")?;
+    fake(host, &on_add("kill -9 $$"))?;
+    fails_cleanly(host, &attachment(host, &pod), &pod, "fake").context("killed")
+}
+
+fn ipam_that_cannot_be_found_is_an_error(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    let call = attachment(host, &pod).set("ipam", json!({"type": "absent"}));
+    fails_cleanly(host, &call, &pod, "absent")?;
+    fails_cleanly(host, &call, &pod, "/run/scratch/fakes")
+}
+
+fn ipam_that_cannot_be_executed_is_an_error(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    host.scratch("fakes/fake", "not a program")?;
+    fails_cleanly(host, &attachment(host, &pod), &pod, "fake")
+}
+
+fn a_path_is_no_plugin_type(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, GOOD)?;
+    for kind in ["/run/scratch/fakes/fake", "../fakes/fake", "./fake"] {
+        let call = attachment(host, &pod).set("ipam", json!({"type": kind}));
+        fails_cleanly(host, &call, &pod, "").with_context(|| kind.to_owned())?;
+    }
+    equal("calls of the plugin", verbs(), Vec::<String>::new())
+}
+
+fn ipam_gets_the_same_variables_and_bytes(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, &format!("env | grep ^CNI_ | sort > /run/scratch/env\n{GOOD}"))?;
+    // Order, spacing and numbers as they are: what is sent on is what was received.
+    let config = format!(
+        "{{ \"type\":\"bridge\",\"zeta\":1.50,\n\"name\":\"net\" ,\"cniVersion\":\"{USUAL}\",\"bridge\":\"cni0\",\
+         \"ipam\":{{\"type\":\"fake\",\"big\":12345678901234567890}} }}"
+    );
+    let call = attachment(host, &pod).args("IgnoreUnknown=1;A=b").stdin(config.as_bytes());
+    call.add().run(host)?.result()?;
+    equal("stdin of IPAM", fs::read_to_string("/run/scratch/stdin")?, config)?;
+    let path = format!("CNI_PATH=/run/scratch/fakes:{}", host.plugins().display());
+    let environment = fs::read_to_string("/run/scratch/env")?;
+    for line in [
+        "CNI_COMMAND=ADD",
+        "CNI_CONTAINERID=c1",
+        "CNI_IFNAME=eth0",
+        "CNI_NETNS=/run/netns/p",
+        "CNI_ARGS=IgnoreUnknown=1;A=b",
+        path.as_str(),
+    ] {
+        holds(environment.lines().any(|found| found == line), format!("IPAM lacks {line}; it has\n{environment}"))?;
+    }
+    Ok(())
+}
+
+fn the_first_on_the_search_path_is_executed(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, GOOD)?;
+    host.fake_plugin("later", "fake", "exit 9")?;
+    fs::create_dir_all("/run/scratch/earlier/fake")?;
+    let path = "/run/scratch/none:/run/scratch/earlier:/run/scratch/fakes:/run/scratch/later";
+    attachment(host, &pod).env("CNI_PATH", path).add().run(host)?.result().map(drop)
+}
+
+fn a_foreign_host_local_is_executed(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    host.fake_plugin("fakes", "host-local", GOOD)?;
+    let mut network = gateway4();
+    network["isDefaultGateway"] = json!(false);
+    let path = format!("/run/scratch/fakes:{}", host.plugins().display());
+    let result = bridge("c1", &pod, network).env("CNI_PATH", &path).add().run(host)?.result()?;
+    equal("address", text_at(&result, "/ips/0/address")?, "10.30.0.5/24")
+}
+
+fn ipam_is_told_to_delete_when_it_failed(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, &on_add("echo '{\"code\":123,\"msg\":\"no\"}'; exit 1"))?;
+    attachment(host, &pod).add().run(host)?.refused_with(123)?;
+    equal("calls of IPAM", verbs(), ["ADD", "DEL"])
+}
+
+fn ipam_is_told_to_delete_when_it_gave_no_address(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    for answer in ["{\"cniVersion\":\"1.0.0\"}", "{\"cniVersion\":\"1.0.0\",\"ips\":[]}", "{}", "null"] {
+        fake(host, &on_add(&format!("echo '{answer}'")))?;
+        fails_cleanly(host, &attachment(host, &pod), &pod, "").with_context(|| answer.to_owned())?;
+        equal(format!("calls of IPAM, {answer}"), verbs(), ["ADD", "DEL"])?;
+        fs::remove_file("/run/scratch/verbs")?;
+    }
+    Ok(())
+}
+
+fn ipam_is_told_to_delete_when_a_later_step_fails(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    let answer = json!({
+        "cniVersion": USUAL, "ips": [{"address": "10.30.0.5/24"}],
+        "routes": [{"dst": "198.51.100.0/24", "gw": "203.0.113.1"}],
+    });
+    fake(host, &on_add(&format!("echo '{answer}'")))?;
+    fails_cleanly(host, &attachment(host, &pod), &pod, "198.51.100.0/24")?;
+    equal("calls of IPAM", verbs(), ["ADD", "DEL"])
+}
+
+fn an_ipam_result_of_an_older_version_is_converted(host: &Sandbox) -> Result<()> {
+    for (answer, pod) in [
+        (json!({"cniVersion": "0.2.0", "ip4": {"ip": "10.30.0.5/24", "gateway": "10.30.0.1",
+            "routes": [{"dst": "198.51.100.0/24"}]}}), "a"),
+        (json!({"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.30.0.5/24", "gateway": "10.30.0.1"}],
+            "routes": [{"dst": "198.51.100.0/24"}]}), "b"),
+    ] {
+        let pod = host.pod(pod)?;
+        fake(host, &on_add(&format!("echo '{answer}'")))?;
+        let call = attachment(host, &pod);
+        let result = call.add().run(host)?.result()?;
+        let wanted = json!([{"interface": 2, "address": "10.30.0.5/24", "gateway": "10.30.0.1"}]);
+        same_json("ips", at(&result, "/ips")?, &wanted)?;
+        equal("route", text_at(&result, "/routes/0/dst")?, "198.51.100.0/24")?;
+        call.del().run(host)?.silence()?;
+    }
+    Ok(())
+}
+
+fn an_ipam_result_without_version_is_understood(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, &on_add(r#"echo '{"ips":[{"address":"10.30.0.5/24"}]}'"#))?;
+    let result = attachment(host, &pod).add().run(host)?.result()?;
+    equal("address", text_at(&result, "/ips/0/address")?, "10.30.0.5/24")
+}
+
+fn what_ipam_says_on_stderr_is_no_answer(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, &format!("echo 'thinking hard' >&2\n{}", on_add(GOOD)))?;
+    attachment(host, &pod).add().run(host)?.result().map(drop)
+}
+
+fn an_error_of_ipam_in_del_is_reported_after_all_else_is_removed(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, &format!("[ $CNI_COMMAND = DEL ] && {{ echo '{{\"code\":123,\"msg\":\"not now\"}}'; exit 1; }}\n{GOOD}"))?;
+    let call = attachment(host, &pod).set("ipMasq", json!(true));
+    let result = call.add().run(host)?.result()?;
+    let refusal = call.del().prev(&result).run(host)?.refusal()?;
+    contains("the error", &refusal.text(), "not now")?;
+    equal("links in the pod", pod.link_names()?, ["lo"])?;
+    let rules = host.run(&["nft", "-s", "list", "ruleset"])?;
+    holds(!rules.contains("10.30.0.5"), format!("masquerade rules are left:\n{rules}"))
+}
+
+fn an_error_of_ipam_in_check_is_reported(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, &format!("[ $CNI_COMMAND = CHECK ] && {{ echo '{{\"code\":123,\"msg\":\"lost it\"}}'; exit 1; }}\n{GOOD}"))?;
+    let call = attachment(host, &pod);
+    let result = call.add().run(host)?.result()?;
+    let refusal = call.check().prev(&result).run(host)?.refusal()?;
+    contains("the error", &refusal.text(), "lost it")
+}
+
+fn an_error_of_ipam_in_status_is_reported(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, "[ $CNI_COMMAND = STATUS ] && { echo '{\"code\":51,\"msg\":\"worn out\"}'; exit 1; }\nexit 0")?;
+    let call = attachment(host, &pod).set("cniVersion", json!(NEWEST));
+    let refusal = call.status().run(host)?.refused_with(51)?;
+    contains("the error", &refusal.text(), "worn out")
+}
+
+fn gc_reaches_ipam(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, "exit 0")?;
+    let call = attachment(host, &pod).set("cniVersion", json!(NEWEST));
+    call.gc().set("cni.dev/valid-attachments", Value::Array(Vec::new())).run(host)?.silence()?;
+    equal("calls of IPAM", verbs(), ["GC"])
+}

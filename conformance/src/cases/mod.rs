@@ -1,0 +1,51 @@
+//! The cases, one file per topic.
+//!
+//! To add a case, write a function `fn what_must_hold(host: &Sandbox) -> Result<()>` in the file of its topic and name
+//! it in the `cases!` list of that file, below its group. The list is the only registry:
+//!
+//! ```text
+//! cases! {
+//!     "bridge/links" {
+//!         the_host_link_is_enslaved;
+//!         vlan_is_untagged_on_the_port needs [Need::VlanFiltering];
+//!     }
+//! }
+//! ```
+//!
+//! A case has a host of its own (see [`crate::sandbox`]) and need not tidy up. It makes pods with `host.pod("a")`,
+//! calls plugins with [`Call`](crate::call::Call), looks at the answer (`result()`, `silence()`, `refusal()`), at the
+//! kernel (`host.ip("link show")`, `pod.addresses("eth0")`, `pod.ping(..)`) and at the store (`host.leases("net")`), and
+//! returns the first thing that is wrong as an error. The functions of [`crate::expect`] phrase it. The last calls are
+//! printed with it.
+//!
+//! To add a topic, write a file, and add it twice below. Configurations that several topics start from are in
+//! [`networks`].
+
+use crate::case::Case;
+
+pub mod networks;
+
+mod delegation;
+mod environment;
+mod results;
+
+/// Lists the cases of a file: groups of functions, each with what it needs.
+macro_rules! cases {
+    ($($group:literal { $($name:ident $(needs [$($need:expr),+])?;)+ })+) => {
+        /// The cases of this file.
+        pub(super) const CASES: &[crate::case::Case] = &[$($(
+            crate::case::Case {
+                group: $group,
+                name: stringify!($name),
+                needs: &[$($($need),+)?],
+                run: $name,
+            },
+        )+)+];
+    };
+}
+use cases;
+
+/// All cases in the order in which they are run.
+pub fn all() -> Vec<Case> {
+    [environment::CASES, results::CASES, delegation::CASES].concat()
+}
