@@ -1,7 +1,14 @@
 //! The kernel: namespaces, netlink, nf_tables, iptables, sysctl. Knows nothing of CNI.
 
 pub mod error;
+pub mod mac;
 pub mod netlink;
+pub mod netns;
 pub mod nft;
+pub mod rtnl;
+pub mod sysctl;
 
 pub use error::{Error, Result};
+pub use mac::Mac;
+pub use netns::Netns;
+pub use rtnl::{Link, Rtnl};

@@ -1,0 +1,103 @@
+//! Network namespaces.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Result};
+
+/// Magic number of nsfs (linux/magic.h). Namespaces opened through /proc were on proc before Linux 3.19.
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+
+/// The namespace that the calling thread is in.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// An open network namespace; it lives at least as long as this.
+#[derive(Debug)]
+pub struct Netns {
+    path: PathBuf,
+    file: File,
+}
+
+/// What tells one namespace from another while both live: device and inode of its nsfs file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Device of nsfs.
+    pub device: u64,
+    /// Inode there.
+    pub inode: u64,
+}
+
+impl Netns {
+    /// Opens a namespace by its path. An error of `ENOENT` where there is nothing, of `EINVAL` where there is
+    /// something else.
+    pub fn open(path: &Path) -> Result<Self> {
+        let deed = || format!("open network namespace {}", path.display());
+        let file = File::open(path).map_err(|e| Error::from_io(deed(), &e))?;
+        let kind = fstatfs(&file).map_err(|e| Error::new(deed(), e))?.filesystem_type();
+        if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
+            let mut error = Error::new(deed(), Errno::EINVAL);
+            error.text = "it is not a network namespace".to_owned();
+            return Err(error);
+        }
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// The namespace that the calling thread is in.
+    pub fn own() -> Result<Self> {
+        Self::open(Path::new(OWN))
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What tells it from other namespaces.
+    pub fn identity(&self) -> Result<Identity> {
+        let stat = fstat(&self.file)
+            .map_err(|e| Error::new(format!("look at network namespace {}", self.path.display()), e))?;
+        Ok(Identity { device: stat.st_dev, inode: stat.st_ino })
+    }
+
+    /// Runs a closure with the thread inside the namespace.
+    ///
+    /// If the way back fails, the process ends: code that believes itself on the host and is not would do damage.
+    pub fn run<T>(&self, inside: impl FnOnce() -> T) -> Result<T> {
+        let back = WayBack(Self::own()?);
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|e| Error::new(format!("enter network namespace {}", self.path.display()), e))?;
+        let answer = inside();
+        drop(back);
+        Ok(answer)
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl AsRawFd for Netns {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// Returns the thread to its namespace when dropped, also when the closure panics.
+struct WayBack(Netns);
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        if setns(&self.0.file, CloneFlags::CLONE_NEWNET).is_err() {
+            std::process::abort();
+        }
+    }
+}

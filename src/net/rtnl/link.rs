@@ -1,0 +1,292 @@
+//! Links: network interfaces and how they hang together.
+
+use std::os::fd::AsRawFd;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage};
+use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
+
+use super::{Rtnl, attributes, nested, text_of, u32_of};
+use crate::net::netlink::Message;
+use crate::net::{Mac, Netns, Result};
+
+/// Length of struct ifinfomsg (linux/rtnetlink.h).
+const HEADER: usize = 16;
+
+/// Attributes of a link (linux/if_link.h).
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_OPERSTATE: u16 = 16;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+
+/// Flags of a link (linux/if.h).
+const IFF_UP: u32 = 0x1;
+const IFF_PROMISC: u32 = 0x100;
+
+/// `IF_OPER_UP` of linux/if.h: the link can carry packets.
+const IF_OPER_UP: u8 = 6;
+
+/// A network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its index; unique in its namespace as long as the namespace lives.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its kind: `bridge`, `veth`, ...; empty for physical ones.
+    pub kind: String,
+    /// Its hardware address, where it has one of six bytes.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its alias, a free text of at most 255 bytes.
+    pub alias: String,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether somebody asked by flag that it receives all packets.
+    pub promiscuous: bool,
+    /// Whether it can carry packets now.
+    pub operational: bool,
+    /// Index of the bridge (or other master) that it is a port of.
+    pub master: Option<u32>,
+    /// Index of the link it is bound to: for a veth, of its peer in the peer's namespace.
+    pub peer: Option<u32>,
+    /// Whether it is a bridge that filters VLANs.
+    pub vlan_filtering: bool,
+    /// How it is a port of a bridge, where it is one.
+    pub port: Port,
+}
+
+/// Flags of a bridge port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    /// A packet may leave by the port by which it came.
+    pub hairpin: bool,
+    /// No packets to and from other isolated ports.
+    pub isolated: bool,
+}
+
+impl Link {
+    fn parse(body: &[u8]) -> Self {
+        let flags = body.get(8..).and_then(u32_of).unwrap_or_default();
+        let mut link = Self {
+            index: body.get(4..).and_then(u32_of).unwrap_or_default(),
+            up: flags & IFF_UP != 0,
+            promiscuous: flags & IFF_PROMISC != 0,
+            ..Self::default()
+        };
+        for (kind, value) in attributes(body, HEADER) {
+            match kind {
+                IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
+                IFLA_IFNAME => link.name = text_of(value),
+                IFLA_MTU => link.mtu = u32_of(value).unwrap_or_default(),
+                IFLA_LINK => link.peer = u32_of(value),
+                IFLA_MASTER => link.master = u32_of(value),
+                IFLA_OPERSTATE => link.operational = value.first() == Some(&IF_OPER_UP),
+                IFLA_IFALIAS => link.alias = text_of(value),
+                IFLA_LINKINFO => link.read_info(value),
+                _ => {}
+            }
+        }
+        link
+    }
+
+    fn read_info(&mut self, info: &[u8]) {
+        // IFLA_INFO_KIND stands before the data whose meaning it decides.
+        for (kind, value) in nested(info) {
+            match kind {
+                IFLA_INFO_KIND => self.kind = text_of(value),
+                IFLA_INFO_DATA if self.kind == "bridge" => {
+                    self.vlan_filtering =
+                        nested(value).any(|(k, v)| k == IFLA_BR_VLAN_FILTERING && v.first() == Some(&1));
+                }
+                IFLA_INFO_SLAVE_DATA => {
+                    for (key, value) in nested(value) {
+                        match key {
+                            IFLA_BRPORT_MODE => self.port.hairpin = value.first() == Some(&1),
+                            IFLA_BRPORT_ISOLATED => self.port.isolated = value.first() == Some(&1),
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Both ends of a veth pair, as they are to be born.
+#[derive(Clone, Debug)]
+pub struct VethPair<'a> {
+    /// Name of the end in the namespace of the socket.
+    pub name: &'a str,
+    /// Hardware address of that end.
+    pub mac: Mac,
+    /// Bridge that it becomes a port of.
+    pub master: u32,
+    /// MTU of both ends in bytes; `None` for the kernel's choice.
+    pub mtu: Option<u32>,
+    /// Name of the other end.
+    pub peer_name: &'a str,
+    /// Hardware address of the other end.
+    pub peer_mac: Mac,
+    /// Namespace of the other end; `None` for the socket's own.
+    pub peer_netns: Option<&'a Netns>,
+}
+
+/// The request for a bridge, which is born down. The MAC is pinned: without one, the bridge would take the lowest of
+/// its ports', and change it as pods come and go.
+pub fn create_bridge(name: &str, mac: Mac, mtu: Option<u32>, vlan_filtering: bool) -> Message {
+    let mut builder = LinkBridge::new(name).address(mac.0.to_vec());
+    if let Some(mtu) = mtu {
+        builder = builder.mtu(mtu);
+    }
+    if vlan_filtering {
+        builder = builder.vlan_filtering(true);
+    }
+    create(format!("create bridge {name}"), builder.build())
+}
+
+/// The request for a veth pair, both ends in their final namespaces with their final names: moving an end later
+/// costs a wait for RCU, and renaming races with udev. The first end is born up; the kernel refuses that of the
+/// second (ENOTCONN: the two are not linked yet).
+pub fn create_veth(pair: &VethPair<'_>) -> Message {
+    let mut peer = LinkUnspec::new_with_name(pair.peer_name).address(pair.peer_mac.0.to_vec());
+    let mut builder = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
+        .name(pair.name)
+        .address(pair.mac.0.to_vec())
+        .controller(pair.master)
+        .up();
+    if let Some(netns) = pair.peer_netns {
+        peer = peer.setns_by_fd(netns.as_raw_fd());
+    }
+    if let Some(mtu) = pair.mtu {
+        peer = peer.mtu(mtu);
+        builder = builder.mtu(mtu);
+    }
+    let message = builder.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build()))).build();
+    create(format!("create veth pair {} and {}", pair.name, pair.peer_name), message)
+}
+
+fn create(deed: String, link: LinkMessage) -> Message {
+    Message::new(deed, NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(link))
+}
+
+/// The request that sets a link up or down.
+pub fn set_up(link: &Link, up: bool) -> Message {
+    let builder = LinkUnspec::new_with_index(link.index);
+    let (builder, word) = if up { (builder.up(), "up") } else { (builder.down(), "down") };
+    change(format!("set link {} {word}", link.name), builder.build())
+}
+
+/// The request that makes a link receive all packets.
+pub fn set_promiscuous(link: &Link) -> Message {
+    change(
+        format!("set link {} promiscuous", link.name),
+        LinkUnspec::new_with_index(link.index).promiscuous(true).build(),
+    )
+}
+
+/// The request that gives a link its alias.
+pub fn set_alias(link: &Link, alias: &str) -> Message {
+    change(
+        format!("set alias of link {}", link.name),
+        LinkUnspec::new_with_index(link.index).alias(alias).build(),
+    )
+}
+
+/// The request that gives a link its hardware address; for a bridge it also pins it.
+pub fn set_mac(link: &Link, mac: Mac) -> Message {
+    change(
+        format!("set MAC address of link {}", link.name),
+        LinkUnspec::new_with_index(link.index).address(mac.0.to_vec()).build(),
+    )
+}
+
+/// The request that sets the flags of a bridge port.
+pub fn set_port(link: &Link, port: Port) -> Message {
+    change(
+        format!("set bridge port flags of link {}", link.name),
+        LinkBridgePort::new(link.index).hairpin(port.hairpin).isolated(port.isolated).build(),
+    )
+}
+
+/// The request that deletes a link, and with a veth its peer.
+pub fn delete(link: &Link) -> Message {
+    let message = LinkUnspec::new_with_index(link.index).build();
+    Message::new(format!("delete link {}", link.name), 0, RouteNetlinkMessage::DelLink(message))
+}
+
+/// RTM_NEWLINK on a link that is there changes it; unlike RTM_SETLINK it also takes the data of a bridge port.
+fn change(deed: String, link: LinkMessage) -> Message {
+    Message::new(deed, 0, RouteNetlinkMessage::NewLink(link))
+}
+
+impl Rtnl {
+    /// The link of a name.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>> {
+        self.query_link(format!("look up link {name}"), LinkUnspec::new_with_name(name))
+    }
+
+    /// The link of an index.
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>> {
+        self.query_link(format!("look up the link of index {index}"), LinkUnspec::new_with_index(index))
+    }
+
+    fn query_link(&mut self, deed: String, builder: LinkMessageBuilder<LinkUnspec>) -> Result<Option<Link>> {
+        // Statistics would be half of the answer.
+        let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        let message = RouteNetlinkMessage::GetLink(builder.append_extra_attribute(mask).build());
+        Ok(self.get(deed, message)?.map(|body| Link::parse(&body)))
+    }
+
+    /// All links that are ports of a master.
+    pub fn ports(&mut self, master: &Link) -> Result<Vec<Link>> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new()
+            .controller(master.index)
+            .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
+            .build();
+        let found =
+            self.dump(&format!("list the ports of {}", master.name), RouteNetlinkMessage::GetLink(message))?;
+        // Kernels without strict filters list all links.
+        Ok(found.iter().map(|body| Link::parse(body)).filter(|l| l.master == Some(master.index)).collect())
+    }
+}
+
+/// The index and the message type of a link event, for waiting until a link is gone or up.
+pub fn event(kind: u16, body: &[u8]) -> Option<(Event, u32)> {
+    let family = body.first().copied()?;
+    let index = body.get(4..).and_then(u32_of)?;
+    match (kind, family) {
+        (RTM_NEWLINK, AF_UNSPEC) => Some((Event::Changed, index)),
+        // A bridge announces with its own family that a port left it; the link itself goes later.
+        (RTM_DELLINK, AF_UNSPEC) => Some((Event::Gone, index)),
+        _ => None,
+    }
+}
+
+/// What happened to a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It is new or otherwise than before.
+    Changed,
+    /// It is gone from its namespace.
+    Gone,
+}
+
+/// Multicast group of link events (linux/rtnetlink.h).
+pub const RTNLGRP_LINK: u32 = 1;
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const AF_UNSPEC: u8 = 0;
