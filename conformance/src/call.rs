@@ -149,7 +149,8 @@ impl Call {
         }
         let shown = String::from_utf8_lossy(&self.input[..self.input.len().min(1200)]).into_owned();
         line.push_str(&format!("{} <<< '{shown}'", path.display()));
-        let running = Running::start(command, &self.input).with_context(|| format!("calling {}", self.plugin))?;
+        let running =
+            Running::start(command, &self.input).with_context(|| format!("calling {}", self.plugin))?;
         Ok(Started { line, running })
     }
 

@@ -51,10 +51,11 @@ impl Need {
     /// Why the need is not met here, if it is not. May leave traces in the sandbox only if it is not met.
     pub fn unmet(&self, host: &Sandbox) -> Option<String> {
         match *self {
-            Self::Program(name) => host.try_run(&["which", name]).ok().filter(|it| it.status.success()).map_or(
-                Some(format!("the program {name} is not installed")),
-                |_| None,
-            ),
+            Self::Program(name) => host
+                .try_run(&["which", name])
+                .ok()
+                .filter(|it| it.status.success())
+                .map_or(Some(format!("the program {name} is not installed")), |_| None),
             Self::Plugin(name) if host.plugins().join(name).exists() => None,
             Self::Plugin(name) => Some(format!("the directory has no {name}")),
             Self::Reference(name) if Path::new(REFERENCE).join(name).exists() => None,
@@ -72,9 +73,8 @@ impl Need {
             Self::Ipv6 => {
                 (!Path::new("/proc/sys/net/ipv6").exists()).then(|| "the kernel has no IPv6".to_owned())
             }
-            Self::Iptables => {
-                trial(host, &["iptables", "--version"], &["true"]).then(|| "iptables does not work".to_owned())
-            }
+            Self::Iptables => trial(host, &["iptables", "--version"], &["true"])
+                .then(|| "iptables does not work".to_owned()),
             Self::Nftables => {
                 trial(host, &["nft", "list", "ruleset"], &["true"]).then(|| "nft does not work".to_owned())
             }

@@ -56,14 +56,16 @@ impl Pod {
 
     /// Removes the file. The namespace itself goes with the last thing that holds it, and this value no longer does.
     pub fn remove(self) -> Result<()> {
-        umount2(&self.path, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {}", self.path.display()))?;
+        umount2(&self.path, MntFlags::MNT_DETACH)
+            .with_context(|| format!("cannot unmount {}", self.path.display()))?;
         std::fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
     }
 
     /// Runs the closure on a thread that is in this namespace.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         in_thread(|| -> Result<T> {
-            setns(self.netns.as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;
+            setns(self.netns.as_fd(), CloneFlags::CLONE_NEWNET)
+                .context("cannot enter the network namespace")?;
             Ok(work())
         })?
     }
@@ -99,9 +101,13 @@ impl Pod {
         if text.trim().is_empty() {
             return Ok(Vec::new());
         }
-        let list: Vec<Value> = serde_json::from_str(&text).with_context(|| format!("output of ip {arguments}"))?;
+        let list: Vec<Value> =
+            serde_json::from_str(&text).with_context(|| format!("output of ip {arguments}"))?;
         // ip prints an empty object for each thing that its filter left out.
-        Ok(list.into_iter().filter(|entry| entry.as_object().is_some_and(|object| !object.is_empty())).collect())
+        Ok(list
+            .into_iter()
+            .filter(|entry| entry.as_object().is_some_and(|object| !object.is_empty()))
+            .collect())
     }
 
     /// Changes the namespace by `ip <arguments>`; an error if ip refuses.
@@ -123,7 +129,12 @@ impl Pod {
 
     /// The names of all links.
     pub fn link_names(&self) -> Result<Vec<String>> {
-        Ok(self.ip("link show")?.iter().filter_map(|link| link["ifname"].as_str()).map(str::to_owned).collect())
+        Ok(self
+            .ip("link show")?
+            .iter()
+            .filter_map(|link| link["ifname"].as_str())
+            .map(str::to_owned)
+            .collect())
     }
 
     /// The addresses of a link as `address/prefix`, without the link-local ones that the kernel makes; none if the
@@ -136,7 +147,9 @@ impl Pod {
             .into_iter()
             .flatten()
             .filter(|address| address["scope"] != "link")
-            .map(|address| format!("{}/{}", address["local"].as_str().unwrap_or_default(), address["prefixlen"]))
+            .map(|address| {
+                format!("{}/{}", address["local"].as_str().unwrap_or_default(), address["prefixlen"])
+            })
             .collect())
     }
 
@@ -160,7 +173,8 @@ impl Pod {
     /// Writes a file under /proc/sys/net in this namespace.
     pub fn set_sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/net/{key}");
-        self.inside(|| std::fs::write(&path, value))?.with_context(|| format!("cannot write {value} to {path}"))
+        self.inside(|| std::fs::write(&path, value))?
+            .with_context(|| format!("cannot write {value} to {path}"))
     }
 
     /// An address answers a ping within four seconds; the first packets may be lost to neighbour discovery and to

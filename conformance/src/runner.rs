@@ -50,12 +50,7 @@ pub struct Judged {
 }
 
 /// Runs all cases on a directory, `jobs` at a time, and calls `seen` for each as it ends. The order is that of `cases`.
-pub fn run(
-    cases: &[Case],
-    plugins: &Path,
-    jobs: usize,
-    seen: impl Fn(&Judged) + Sync,
-) -> Vec<Judged> {
+pub fn run(cases: &[Case], plugins: &Path, jobs: usize, seen: impl Fn(&Judged) + Sync) -> Vec<Judged> {
     let next = AtomicUsize::new(0);
     let judged: Mutex<Vec<(usize, Judged)>> = Mutex::default();
     std::thread::scope(|scope| {
@@ -65,7 +60,8 @@ pub fn run(
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(case) = cases.get(index) else { return };
                     let started = Instant::now();
-                    let verdict = apart(case, plugins).unwrap_or_else(|error| Verdict::Failed(format!("{error:#}")));
+                    let verdict =
+                        apart(case, plugins).unwrap_or_else(|error| Verdict::Failed(format!("{error:#}")));
                     let one = Judged { case: *case, verdict, took: started.elapsed() };
                     seen(&one);
                     judged.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, one));

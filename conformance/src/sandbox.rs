@@ -44,7 +44,8 @@ impl Sandbox {
         if !geteuid().is_root() {
             bail!("namespaces and plugins need root");
         }
-        let plugins = plugins.canonicalize().with_context(|| format!("no directory {}", plugins.display()))?;
+        let plugins =
+            plugins.canonicalize().with_context(|| format!("no directory {}", plugins.display()))?;
         for hidden in ["/run", "/var/lib/cni", "/etc/cni"] {
             if plugins.starts_with(hidden) {
                 bail!("{} cannot be judged: every case has an empty {hidden} of its own", plugins.display());
@@ -61,9 +62,11 @@ impl Sandbox {
         empty_directory(Path::new("/etc"), "cni")?;
         if getpid().as_raw() == 1 {
             // The process namespace is new, so the machine's /proc would show strangers.
-            mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>).context("cannot mount /proc")?;
+            mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>)
+                .context("cannot mount /proc")?;
         }
-        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).context("cannot mount /sys")?;
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>)
+            .context("cannot mount /sys")?;
         let own = Pod::of_caller(PathBuf::from("/run/netns/host"))?;
         own.ip_set("link set lo up")?;
         Ok(Self { plugins, own, calls: RefCell::default() })
@@ -183,14 +186,20 @@ fn empty_directory(parent: &Path, name: &str) -> Result<()> {
     if path.is_dir() {
         return tmpfs(&path);
     }
-    let layers = Path::new("/run/layers").join(name.replace('/', "-") + &parent.to_string_lossy().replace('/', "-"));
+    let layers =
+        Path::new("/run/layers").join(name.replace('/', "-") + &parent.to_string_lossy().replace('/', "-"));
     let (upper, work) = (layers.join("upper"), layers.join("work"));
     fs::create_dir_all(&upper)?;
     fs::create_dir_all(&work)?;
     let options =
         format!("lowerdir={},upperdir={},workdir={}", parent.display(), upper.display(), work.display());
-    mount(Some("overlay"), parent, Some("overlay"), MsFlags::empty(), Some(options.as_str())).with_context(|| {
-        format!("{} is not there, and an overlay that would have it cannot be mounted; create it", path.display())
-    })?;
+    mount(Some("overlay"), parent, Some("overlay"), MsFlags::empty(), Some(options.as_str())).with_context(
+        || {
+            format!(
+                "{} is not there, and an overlay that would have it cannot be mounted; create it",
+                path.display()
+            )
+        },
+    )?;
     fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))
 }

@@ -24,7 +24,11 @@ impl Snapshot {
         for pod in pods {
             network(pod, pod.netns(), &mut lines)?;
         }
-        for program in [["nft", "-s", "list", "ruleset"].as_slice(), &["iptables-legacy-save"], &["ip6tables-legacy-save"]] {
+        for program in [
+            ["nft", "-s", "list", "ruleset"].as_slice(),
+            &["iptables-legacy-save"],
+            &["ip6tables-legacy-save"],
+        ] {
             let Ok(finished) = host.try_run(program) else { continue };
             for (number, line) in finished.stdout.lines().filter(|line| !line.starts_with('#')).enumerate() {
                 lines.insert(format!("{} {number:04}: {line}", program[0]));
@@ -55,27 +59,35 @@ impl Snapshot {
 }
 
 fn network(pod: &Pod, name: &str, lines: &mut BTreeSet<String>) -> Result<()> {
-    for mut link in pod.ip("addr show")? {
+    for link in pod.ip("addr show")? {
         let ifname = link["ifname"].as_str().unwrap_or_default().to_owned();
         for address in link["addr_info"].as_array().into_iter().flatten() {
             if address["scope"] != "link" {
                 lines.insert(format!("{name}: {ifname} has {}/{}", address["local"], address["prefixlen"]));
             }
         }
-        if let Some(object) = link.as_object_mut() {
-            // What remains of a bridge's detail are timers.
-            for volatile in ["addr_info", "ifindex", "link_index", "linkinfo", "operstate", "flags", "group"] {
-                object.remove(volatile);
-            }
+        let mut line = format!("{name}: link {ifname}");
+        // The rest are counters, timers and what follows from these.
+        for part in ["address", "mtu", "master", "promiscuity", "ifalias", "txqlen"] {
+            line.push_str(&format!(" {part} {}", link[part]));
         }
-        lines.insert(format!("{name}: link {link}"));
+        let up = link["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "UP"));
+        let details = &link["linkinfo"];
+        line.push_str(&format!(" up {up} kind {}", details["info_kind"]));
+        for part in ["/info_data/vlan_filtering", "/info_slave_data/hairpin", "/info_slave_data/isolated"] {
+            line.push_str(&format!(" {part} {}", details.pointer(part).unwrap_or(&serde_json::Value::Null)));
+        }
+        lines.insert(line);
     }
     for family in ["-4", "-6"] {
         for route in pod.routes(family, "all")? {
             let text = route.to_string();
             // The kernel's own for link-local and multicast come late.
             if !text.contains("\"fe80:") && !text.contains("\"ff00::") && !text.contains("linkdown") {
-                lines.insert(format!("{name}: route {} table {} dev {} via {}", route["dst"], route["table"], route["dev"], route["gateway"]));
+                lines.insert(format!(
+                    "{name}: route {} table {} dev {} via {}",
+                    route["dst"], route["table"], route["dev"], route["gateway"]
+                ));
             }
         }
     }

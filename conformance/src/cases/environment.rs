@@ -78,7 +78,8 @@ fn all_missing_variables_are_named_together(host: &Sandbox) -> Result<()> {
                 contains(format!("{plugin} {command} names what is missing"), &refusal.text(), name)?;
             }
         }
-        let refusal = any(plugin).del().without("CNI_CONTAINERID").without("CNI_IFNAME").run(host)?.refused_with(4)?;
+        let refusal =
+            any(plugin).del().without("CNI_CONTAINERID").without("CNI_IFNAME").run(host)?.refused_with(4)?;
         for name in ["CNI_CONTAINERID", "CNI_IFNAME"] {
             contains(format!("{plugin} DEL names what is missing"), &refusal.text(), name)?;
         }
@@ -144,9 +145,20 @@ fn bad_container_ids_are_refused(host: &Sandbox) -> Result<()> {
 }
 
 fn bad_interface_names_are_refused(host: &Sandbox) -> Result<()> {
-    for name in
-        ["sixteen.bytes.ab", "äääääääö", ".", "..", "a/b", "/", "a:b", "a b", " a", "a\tb", "a\nb", "a\u{a0}b"]
-    {
+    for name in [
+        "sixteen.bytes.ab",
+        "äääääääö",
+        ".",
+        "..",
+        "a/b",
+        "/",
+        "a:b",
+        "a b",
+        " a",
+        "a\tb",
+        "a\nb",
+        "a\u{a0}b",
+    ] {
         for command in ["ADD", "DEL", "CHECK"] {
             let answer = any("host-local").command(command).ifname(name).run(host)?;
             answer.refused_with(4).with_context(|| format!("{command} with interface name {name:?}"))?;
@@ -160,7 +172,12 @@ fn good_names_are_accepted(host: &Sandbox) -> Result<()> {
         any("host-local").add().id(id).run(host)?.result().with_context(|| format!("container id {id:?}"))?;
     }
     for ifname in ["e", "fifteen.bytes.a", "...", "eth0.100", "ä", "a@b"] {
-        any("host-local").add().ifname(ifname).run(host)?.result().with_context(|| format!("ifname {ifname:?}"))?;
+        any("host-local")
+            .add()
+            .ifname(ifname)
+            .run(host)?
+            .result()
+            .with_context(|| format!("ifname {ifname:?}"))?;
     }
     Ok(())
 }
@@ -170,8 +187,10 @@ fn a_variable_that_is_not_text_is_refused(host: &Sandbox) -> Result<()> {
         CNI_PATH=/nowhere exec "$0""#;
     let plugin = host.plugins().join("host-local");
     let config = r#"{"cniVersion":"1.0.0","name":"net","ipam":{"type":"host-local","subnet":"10.1.0.0/24"}}"#;
-    let finished = host.run_with_input(&["sh", "-c", script, &plugin.to_string_lossy()], config.as_bytes())?;
-    let error: serde_json::Value = serde_json::from_str(&finished.stdout).context("stdout is not a CNI error")?;
+    let finished =
+        host.run_with_input(&["sh", "-c", script, &plugin.to_string_lossy()], config.as_bytes())?;
+    let error: serde_json::Value =
+        serde_json::from_str(&finished.stdout).context("stdout is not a CNI error")?;
     equal(format!("code of {error}"), error["code"].as_u64(), Some(4))
 }
 
@@ -262,7 +281,8 @@ fn values_of_the_wrong_type_are_decoding_failures(host: &Sandbox) -> Result<()> 
 fn a_network_needs_a_name(host: &Sandbox) -> Result<()> {
     for plugin in PLUGINS {
         for command in ["ADD", "DEL", "CHECK"] {
-            let answer = any(plugin).command(command).stdin(br#"{"cniVersion":"1.0.0","type":"x"}"#).run(host)?;
+            let answer =
+                any(plugin).command(command).stdin(br#"{"cniVersion":"1.0.0","type":"x"}"#).run(host)?;
             answer.refused_with(7).with_context(|| format!("{plugin} {command} without name"))?;
             let answer = any(plugin).command(command).set("name", json!("")).run(host)?;
             answer.refused_with(7).with_context(|| format!("{plugin} {command} with an empty name"))?;
@@ -308,7 +328,8 @@ fn incompatible_versions_are_refused(host: &Sandbox) -> Result<()> {
         for version in ["2.0.0", "1.2.0", "0.9.9", "1.0", "v1.0.0", "1.0.0 ", "abc"] {
             for command in ["ADD", "DEL"] {
                 let answer = any(plugin).command(command).set("cniVersion", json!(version)).run(host)?;
-                let refusal = answer.refused_with(1).with_context(|| format!("{plugin} with version {version:?}"))?;
+                let refusal =
+                    answer.refused_with(1).with_context(|| format!("{plugin} with version {version:?}"))?;
                 contains("the error names the version", &refusal.text(), version)?;
             }
         }
@@ -347,10 +368,14 @@ fn a_missing_version_means_the_oldest(host: &Sandbox) -> Result<()> {
 
 fn version_lists_all_seven(host: &Sandbox) -> Result<()> {
     for plugin in PLUGINS {
-        let result = Call::new(plugin).command("VERSION").stdin(br#"{"cniVersion":"1.0.0"}"#).run(host)?.result()?;
+        let result =
+            Call::new(plugin).command("VERSION").stdin(br#"{"cniVersion":"1.0.0"}"#).run(host)?.result()?;
         let supported = list_at(&result, "/supportedVersions").context(plugin)?;
         for version in VERSIONS {
-            holds(supported.contains(&json!(version)), format!("{plugin} does not support {version}: {result}"))?;
+            holds(
+                supported.contains(&json!(version)),
+                format!("{plugin} does not support {version}: {result}"),
+            )?;
         }
         let own = text_at(&result, "/cniVersion").context(plugin)?;
         holds(VERSIONS.contains(&own), format!("{plugin} answers in an unknown version: {result}"))?;
@@ -376,7 +401,8 @@ fn version_does_not_read_stdin(host: &Sandbox) -> Result<()> {
         // A pipe that stays open and empty.
         let script = r#"CNI_COMMAND=VERSION exec timeout 5 "$0" <>/run/scratch/never"#;
         let path = host.plugins().join(plugin);
-        host.run(&["sh", "-c", script, &path.to_string_lossy()]).with_context(|| format!("{plugin} waits for stdin"))?;
+        host.run(&["sh", "-c", script, &path.to_string_lossy()])
+            .with_context(|| format!("{plugin} waits for stdin"))?;
     }
     Ok(())
 }
@@ -388,7 +414,9 @@ fn a_bare_call_introduces_the_plugin(host: &Sandbox) -> Result<()> {
         equal(format!("{plugin}: stdout"), answer.stdout(), "")?;
         let said = answer.stderr();
         let line = said.lines().find(|line| line.starts_with(&format!("CNI {plugin} plugin v")));
-        let Some(line) = line else { bail!("{plugin}: wanted `CNI {plugin} plugin v<version>`, found {said:?}") };
+        let Some(line) = line else {
+            bail!("{plugin}: wanted `CNI {plugin} plugin v<version>`, found {said:?}")
+        };
         let version = line.rsplit(" v").next().unwrap_or_default();
         let numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
         holds(
@@ -428,7 +456,12 @@ fn unknown_arguments_are_refused_by_name(host: &Sandbox) -> Result<()> {
 
 fn unknown_arguments_are_ignored_on_request(host: &Sandbox) -> Result<()> {
     let call = host_local("c1", json!({"subnet": "10.1.0.0/24"}));
-    for args in ["IgnoreUnknown=1;FROB=1", "FROB=1;IgnoreUnknown=true", "FROB=1;IgnoreUnknown=TRUE", "FROB=;IgnoreUnknown=1"] {
+    for args in [
+        "IgnoreUnknown=1;FROB=1",
+        "FROB=1;IgnoreUnknown=true",
+        "FROB=1;IgnoreUnknown=TRUE",
+        "FROB=;IgnoreUnknown=1",
+    ] {
         call.add().args(args).run(host)?.result().with_context(|| format!("CNI_ARGS={args}"))?;
         call.del().args(args).run(host)?.silence()?;
     }
@@ -471,13 +504,14 @@ fn no_error_is_an_unnamed_internal_one(host: &Sandbox) -> Result<()> {
     let pod = host.pod("a")?;
     let good = bridge("c1", &pod, gateway4());
     let pool = || host_local("c1", json!({"subnet": "10.1.0.0/24"}));
-    let fixed = |address: &str| {
-        super::networks::fixed(json!({"addresses": [{"address": address}]})).add()
-    };
+    let fixed = |address: &str| super::networks::fixed(json!({"addresses": [{"address": address}]})).add();
     let calls = [
         ("a namespace that is not there", good.add().env("CNI_NETNS", "/run/netns/none")),
         ("a namespace that is a file", good.add().env("CNI_NETNS", "/etc/passwd")),
-        ("hairpin and promiscuous", good.add().set("hairpinMode", json!(true)).set("promiscMode", json!(true))),
+        (
+            "hairpin and promiscuous",
+            good.add().set("hairpinMode", json!(true)).set("promiscMode", json!(true)),
+        ),
         ("a VLAN that cannot be", good.add().set("vlan", json!(5000))),
         ("a bridge that is not one", good.add().set("bridge", json!("lo"))),
         ("an IPAM plugin that is not there", good.add().set("ipam", json!({"type": "absent"}))),
@@ -490,12 +524,18 @@ fn no_error_is_an_unnamed_internal_one(host: &Sandbox) -> Result<()> {
         ("an argument that is no address", pool().add().args("IP=x")),
         ("an address out of range", pool().add().args("IP=10.9.9.9")),
         ("nothing reserved", pool().check().set("cniVersion", json!(NEWEST))),
-        ("an unreadable resolv.conf", host_local("c1", json!({"subnet": "10.1.0.0/24", "resolvConf": "/none"})).add()),
+        (
+            "an unreadable resolv.conf",
+            host_local("c1", json!({"subnet": "10.1.0.0/24", "resolvConf": "/none"})).add(),
+        ),
         ("no prefix", fixed("10.0.0.1")),
     ];
     for (what, call) in calls {
         let refusal = call.run(host)?.refusal().context(what)?;
-        holds(refusal.code != 999 && refusal.code < 900, format!("{what}: code {}: {}", refusal.code, refusal.msg))?;
+        holds(
+            refusal.code != 999 && refusal.code < 900,
+            format!("{what}: code {}: {}", refusal.code, refusal.msg),
+        )?;
     }
     Ok(())
 }

@@ -27,6 +27,11 @@ pub mod networks;
 
 mod delegation;
 mod environment;
+mod fixed;
+mod host_local_ranges;
+mod host_local_requests;
+mod host_local_store;
+mod loopback;
 mod results;
 
 /// Lists the cases of a file: groups of functions, each with what it needs.
@@ -47,5 +52,15 @@ use cases;
 
 /// All cases in the order in which they are run.
 pub fn all() -> Vec<Case> {
-    [environment::CASES, results::CASES, delegation::CASES].concat()
+    [
+        environment::CASES,
+        results::CASES,
+        delegation::CASES,
+        host_local_ranges::CASES,
+        host_local_requests::CASES,
+        host_local_store::CASES,
+        fixed::CASES,
+        loopback::CASES,
+    ]
+    .concat()
 }

@@ -115,7 +115,11 @@ fn both_families_in_every_version(host: &Sandbox) -> Result<()> {
         if index < 2 {
             equal("ip4", text_at(&result, "/ip4/ip")?, format!("10.20.0.{last}/24"))?;
             equal("ip6", text_at(&result, "/ip6/ip")?, format!("fd20::{last}/64"))?;
-            same_json("v4 routes", at(&result, "/ip4/routes")?, &json!([{"dst": "0.0.0.0/0", "gw": "10.20.0.1"}]))?;
+            same_json(
+                "v4 routes",
+                at(&result, "/ip4/routes")?,
+                &json!([{"dst": "0.0.0.0/0", "gw": "10.20.0.1"}]),
+            )?;
             same_json("v6 routes", at(&result, "/ip6/routes")?, &json!([{"dst": "::/0", "gw": "fd20::1"}]))?;
             continue;
         }
@@ -205,7 +209,8 @@ fn lists_that_are_empty_may_be_null_in_the_input(host: &Sandbox) -> Result<()> {
 }
 
 fn a_result_of_the_same_family_is_understood(host: &Sandbox) -> Result<()> {
-    for (version, other, name) in [("0.4.0", "0.3.1", "a"), ("0.4.0", "0.3.0", "b"), ("1.0.0", "1.0.0", "c")] {
+    for (version, other, name) in [("0.4.0", "0.3.1", "a"), ("0.4.0", "0.3.0", "b"), ("1.0.0", "1.0.0", "c")]
+    {
         let pod = host.pod(name)?;
         let call = bridge(name, &pod, gateway4()).set("cniVersion", json!(version));
         let mut result = call.add().run(host)?.result()?;
@@ -255,7 +260,9 @@ fn del_works_whatever_it_says(host: &Sandbox) -> Result<()> {
     });
     let broken = json!({"cniVersion": "1.0.0", "interfaces": [], "ips": [{"interface": 7, "address": "10.20.0.9/24"}]});
     let unknown = json!({"cniVersion": "9.9.9"});
-    for (name, result) in [("a", foreign), ("b", broken), ("c", unknown), ("d", json!({})), ("e", Value::Null)] {
+    for (name, result) in
+        [("a", foreign), ("b", broken), ("c", unknown), ("d", json!({})), ("e", Value::Null)]
+    {
         let pod = host.pod(name)?;
         let call = bridge(name, &pod, gateway4());
         call.add().run(host)?.result()?;

@@ -3,7 +3,7 @@
 use crate::call::{Answer, Call};
 use crate::host::Pod;
 use crate::machine::PATH;
-use crate::scenario::NETWORK;
+use crate::scenario::{NETWORK, Verb};
 use crate::suite::Suite;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ impl Chain<'_> {
         let mut previous = None;
         let mut measured = Vec::with_capacity(self.plugins.len());
         for plugin in self.plugins {
-            let call = self.call("ADD", plugin, pod, previous.as_ref())?;
+            let call = self.call(Verb::Add, plugin, pod, previous.as_ref())?;
             let (measure, answer) = run(&call)?;
             let result = checked(&call, &answer).and_then(|()| parse_result(&answer.stdout));
             previous = Some(result.with_context(|| describe(&call, &answer))?);
@@ -50,7 +50,7 @@ impl Chain<'_> {
         run: impl Fn(&Call) -> Result<(M, Answer)>,
     ) -> Result<Vec<M>> {
         let delete = |plugin| {
-            let call = self.call("DEL", plugin, pod, Some(result))?;
+            let call = self.call(Verb::Del, plugin, pod, Some(result))?;
             let (measure, answer) = run(&call)?;
             checked(&call, &answer).with_context(|| describe(&call, &answer))?;
             Ok(measure)
@@ -59,7 +59,7 @@ impl Chain<'_> {
     }
 
     /// The call for one plugin of the chain.
-    fn call(&self, command: &str, plugin: &Value, pod: &Pod, previous: Option<&Value>) -> Result<Call> {
+    fn call(&self, verb: Verb, plugin: &Value, pod: &Pod, previous: Option<&Value>) -> Result<Call> {
         let kind = plugin["type"].as_str().context("a scenario's plugin has no type")?;
         let mut config = plugin.clone();
         config["cniVersion"] = json!(CNI_VERSION);
@@ -73,7 +73,7 @@ impl Chain<'_> {
             config["prevResult"] = previous.clone();
         }
         let environment = vec![
-            ("CNI_COMMAND", command.to_owned()),
+            ("CNI_COMMAND", verb.name().to_owned()),
             ("CNI_CONTAINERID", pod.container.clone()),
             ("CNI_NETNS", pod.netns.clone()),
             ("CNI_IFNAME", "eth0".to_owned()),
@@ -93,7 +93,7 @@ impl Chain<'_> {
 
 /// VERSION, which needs no configuration and no pod.
 pub(crate) fn version(program: &Path) -> Call {
-    let environment = vec![("CNI_COMMAND", "VERSION".to_owned()), ("PATH", PATH.to_owned())];
+    let environment = vec![("CNI_COMMAND", Verb::Version.name().to_owned()), ("PATH", PATH.to_owned())];
     Call { program: program.to_owned(), environment, config: String::new() }
 }
 

@@ -187,33 +187,41 @@ fn startup(call: &Call) -> Result<Price> {
     Ok(price)
 }
 
-/// Observes one more ADD and DEL, with the bridge and one pod there already. On two pods: a traced process is not the
-/// same size, and an untraced one does not tell its children.
+/// Calls in which memory is sampled: the sampling misses the peak where the sampler has to wait for a processor.
+const SAMPLED_CALLS: usize = 5;
+
+/// Observes some more ADD and DEL, with the bridge and one pod there already. The pod that is traced is not one of
+/// those that are sampled: a traced process is not the same size.
 pub(crate) fn probe(suite: &Suite, scenario: &Scenario, deletion: &Deletion) -> Result<Probe> {
     let (chain, reservations) = match &scenario.workload {
         Workload::Startup(plugin) => {
-            let (resident, _) = version(&suite.program(plugin)).watched()?;
-            return Ok(Probe { add: Observed { started: None, resident }, del: None });
+            let call = version(&suite.program(plugin));
+            let sample = || call.sampled().map(|(mark, _)| mark);
+            let marks = (0..SAMPLED_CALLS).map(|_| sample()).collect::<Result<_>>()?;
+            return Ok(Probe { add: Observed::new(None, marks), del: None });
         }
         Workload::Attachments { chain, reservations, .. } => (Chain { suite, plugins: chain }, *reservations),
     };
     let strace = strace();
-    Host::within(3, |host| {
+    settle()?;
+    Host::within(SAMPLED_CALLS + 2, |host| {
         host.reserve(NETWORK, SUBNET, reservations)?;
-        let [first, watched, traced] = &host.pods[..] else { bail!("no pods") };
+        let [first, traced, sampled @ ..] = &host.pods[..] else { bail!("no pods") };
         chain.add(first, Call::timed)?;
-        let (resident, watched_result) = chain.add(watched, Call::watched)?;
+        let added: Vec<_> = sampled.iter().map(|pod| chain.add(pod, Call::sampled)).collect::<Result<_>>()?;
+        let (marks, results): (Vec<_>, Vec<_>) = added.into_iter().unzip();
         let trace = |strace: &Strace| chain.add(traced, |call| strace.run(call));
         let (started, traced_result) = strace.as_ref().map(trace).transpose()?.unzip();
-        let add = Observed::of_chain(started, resident);
+        let add = Observed::new(started, marks.concat());
         let del = match deletion {
             Deletion::Fails(_) => None,
             Deletion::Works => {
-                let resident = chain.del(watched, &watched_result, Call::watched)?;
+                let sample = |(pod, result)| chain.del(pod, result, Call::sampled);
+                let marks: Vec<_> = sampled.iter().zip(&results).map(sample).collect::<Result<_>>()?;
                 let trace =
                     |(strace, result): (&Strace, &Value)| chain.del(traced, result, |call| strace.run(call));
                 let started = strace.as_ref().zip(traced_result.as_ref()).map(trace).transpose()?;
-                Some(Observed::of_chain(started, resident))
+                Some(Observed::new(started, marks.concat()))
             }
         };
         reap_orphans()?;
@@ -223,8 +231,8 @@ pub(crate) fn probe(suite: &Suite, scenario: &Scenario, deletion: &Deletion) -> 
 
 impl Observed {
     /// All plugins of a chain together: all that they start, and the memory of the largest.
-    fn of_chain(started: Option<Vec<Started>>, resident: Vec<u64>) -> Self {
+    fn new(started: Option<Vec<Started>>, marks: Vec<u64>) -> Self {
         let started = started.map(|all| all.into_iter().sum());
-        Self { started, resident: resident.into_iter().max().unwrap_or(0) }
+        Self { started, resident: marks.into_iter().max().unwrap_or(0) }
     }
 }

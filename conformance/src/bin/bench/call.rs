@@ -59,12 +59,12 @@ impl Call {
         Ok((price, answer))
     }
 
-    /// Runs the plugin and watches its resident memory; the result is the peak in KiB, of the plugin alone.
+    /// Runs the plugin and samples its resident memory; the result is the peak in KiB, of the plugin alone.
     ///
     /// The `ru_maxrss` of wait4(2) is of no use here: execve(2) folds the peak of the address space it leaves into
     /// the process's, so it never falls below what the parent has resident. The high-water mark in
     /// /proc/PID/status belongs to the new address space, but has to be read while that is there.
-    pub(crate) fn watched(&self) -> Result<(u64, Answer)> {
+    pub(crate) fn sampled(&self) -> Result<(u64, Answer)> {
         let running = self.start(Command::new(&self.program))?;
         let path = format!("/proc/{}/status", running.pid);
         let mut peak = 0;

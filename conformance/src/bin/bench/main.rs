@@ -139,7 +139,7 @@ fn measure(scenario: &Scenario, suites: &[Suite], options: &Options, report: &mu
                 }
             }
         }
-        report.push(Measured { scenario: scenario.name, at_once, batches });
+        report.push(Measured { scenario: scenario.name, verbs: scenario.workload.verbs(), at_once, batches });
     }
     let mut probes = Vec::with_capacity(suites.len());
     for (suite, (unable, deletion)) in suites.iter().zip(unable.into_iter().zip(deletions)) {

@@ -4,6 +4,7 @@ use crate::batch::{Batch, Observed, Probe};
 use crate::call::Price;
 use crate::figures::{Figures, figures, median, milliseconds};
 use crate::machine::Load;
+use crate::scenario::Verb;
 use crate::suite::Suite;
 use serde_json::{Value, json};
 use std::fmt;
@@ -13,6 +14,8 @@ use std::time::Duration;
 pub(crate) struct Measured {
     /// The scenario's name.
     pub(crate) scenario: &'static str,
+    /// What was timed.
+    pub(crate) verbs: &'static [Verb],
     /// How many calls were under way at the same time.
     pub(crate) at_once: usize,
     /// The batches of each suite; none for a suite that cannot do the scenario.
@@ -28,13 +31,6 @@ pub(crate) struct Report {
     measured: Vec<Measured>,
     probes: Vec<(&'static str, Vec<Option<Probe>>)>,
     shortcomings: Vec<(&'static str, String)>,
-}
-
-/// The two kinds of calls in a batch; VERSION stands where ADD does.
-#[derive(Clone, Copy)]
-enum Verb {
-    Add,
-    Del,
 }
 
 impl Report {
@@ -113,19 +109,24 @@ impl Report {
     fn times(&self) -> Table {
         let mut head = vec!["ms per call".to_owned(), "at once".to_owned(), "verb".to_owned()];
         for (label, ..) in &self.suites {
-            head.extend(["median", "p90", "first 10%", "last 10%"].map(|column| format!("{label} {column}")));
+            head.extend(["median", "p90", "first / last tenth"].map(|column| format!("{label} {column}")));
         }
         head.extend(self.ratio(&[]).is_some().then(|| "ratio".to_owned()));
         let mut table = Table { rows: vec![head] };
         for measured in &self.measured {
-            for (verb, name) in measured.verbs() {
+            for &verb in measured.verbs {
                 let all: Vec<_> = measured.batches.iter().map(|batches| verb.figures(batches)).collect();
                 let mut row =
-                    vec![measured.scenario.to_owned(), measured.at_once.to_string(), name.to_owned()];
+                    vec![measured.scenario.to_owned(), measured.at_once.to_string(), verb.name().to_owned()];
                 for figures in &all {
-                    let values =
-                        figures.map(|it| [it.median, it.p90, it.first, it.last].map(|ms| format!("{ms:.2}")));
-                    row.extend(values.unwrap_or_else(|| std::array::from_fn(|_| "-".to_owned())));
+                    // With several at once, the last calls have the machine to themselves: that is no growth.
+                    let growth = figures.filter(|_| measured.at_once == 1);
+                    let texts = [
+                        figures.map(|it| format!("{:.2}", it.median)),
+                        figures.map(|it| format!("{:.2}", it.p90)),
+                        growth.map(|it| format!("{:.2} / {:.2}", it.first, it.last)),
+                    ];
+                    row.extend(texts.map(or_dash));
                 }
                 row.extend(self.ratio(&all));
                 table.rows.push(row);
@@ -155,8 +156,8 @@ impl Report {
         };
         for (scenario, probes) in &self.probes {
             let Some(measured) = serial(*scenario) else { continue };
-            for (verb, name) in measured.verbs() {
-                let mut row = vec![(*scenario).to_owned(), name.to_owned()];
+            for &verb in measured.verbs {
+                let mut row = vec![(*scenario).to_owned(), verb.name().to_owned()];
                 for (batches, probe) in measured.batches.iter().zip(probes) {
                     let observed = probe.as_ref().and_then(|probe| verb.observed(probe));
                     let started = observed.and_then(|observed| observed.started);
@@ -170,7 +171,7 @@ impl Report {
                         cpu.map(|ms| format!("{ms:.2}")),
                         linger.map(|ms| format!("{ms:.2}")),
                     ];
-                    row.extend(texts.map(|text| text.unwrap_or_else(|| "-".to_owned())));
+                    row.extend(texts.map(or_dash));
                 }
                 table.rows.push(row);
             }
@@ -179,23 +180,10 @@ impl Report {
     }
 }
 
-impl Measured {
-    /// The verbs that have figures, with their names.
-    fn verbs(&self) -> Vec<(Verb, &'static str)> {
-        let has_del = self.batches.iter().flatten().any(|batch| !batch.del.is_empty());
-        let is_empty = self.batches.iter().all(Vec::is_empty);
-        if has_del || is_empty {
-            vec![(Verb::Add, "ADD"), (Verb::Del, "DEL")]
-        } else {
-            vec![(Verb::Add, "VERSION")]
-        }
-    }
-}
-
 impl Verb {
     fn prices(self, batch: &Batch) -> &[Price] {
         match self {
-            Self::Add => &batch.add,
+            Self::Version | Self::Add => &batch.add,
             Self::Del => &batch.del,
         }
     }
@@ -207,7 +195,7 @@ impl Verb {
 
     fn observed(self, probe: &Probe) -> Option<&Observed> {
         match self {
-            Self::Add => Some(&probe.add),
+            Self::Version | Self::Add => Some(&probe.add),
             Self::Del => probe.del.as_ref(),
         }
     }
@@ -215,7 +203,7 @@ impl Verb {
     /// Median over the batches of how long processes went on after the last DEL, in milliseconds.
     fn linger(self, batches: &[Batch]) -> Option<f64> {
         match self {
-            Self::Add => None,
+            Self::Version | Self::Add => None,
             Self::Del => median(batches.iter().map(|batch| batch.linger)),
         }
     }
@@ -256,19 +244,25 @@ impl fmt::Display for Report {
             f,
             "- Processes count the plugins themselves; programs are those of them that execute something."
         )?;
-        writeln!(f, "- RSS is the plugin's own, CPU is with all children that it waits for.")?;
+        writeln!(f, "- RSS is the plugin's own, sampled; CPU is with all children that it waits for.")?;
         writeln!(f, "- Linger: how long processes go on after the last DEL of a batch has returned.")?;
         let all = || self.measured.iter().flat_map(|measured| measured.batches.iter().flatten());
         let busy = all().filter(|batch| batch.load == Load::Busy).count();
         if busy > 0 {
-            writeln!(
-                f,
-                "- {busy} of {} batches began while something else ran on the machine.",
-                all().count()
-            )?;
+            let count = all().count();
+            writeln!(f, "- {busy} of {count} batches began while something else ran on the machine.")?;
+        }
+        for (label, text) in &self.shortcomings {
+            // What the plugin printed is indented, so that it stays in this item of the list.
+            writeln!(f, "- {label} {}", text.trim_end().replace('\n', "\n  "))?;
         }
         Ok(())
     }
+}
+
+/// What is not known is a dash in the tables.
+fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_owned())
 }
 
 /// Rows of text, the first being the head.

@@ -38,6 +38,17 @@ pub(crate) enum Workload {
     },
 }
 
+/// A command of CNI, as far as it is timed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    /// Says which versions the plugin speaks, and does nothing else.
+    Version,
+    /// Attaches a pod.
+    Add,
+    /// Detaches it.
+    Del,
+}
+
 /// One scenario.
 pub(crate) struct Scenario {
     /// Its name in the report.
@@ -121,6 +132,27 @@ fn bandwidth() -> Value {
 
 fn tuning() -> Value {
     json!({"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}})
+}
+
+impl Workload {
+    /// What is timed, in this order.
+    pub(crate) fn verbs(&self) -> &'static [Verb] {
+        match self {
+            Self::Startup(_) => &[Verb::Version],
+            Self::Attachments { .. } => &[Verb::Add, Verb::Del],
+        }
+    }
+}
+
+impl Verb {
+    /// The value of `CNI_COMMAND`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Version => "VERSION",
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+        }
+    }
 }
 
 impl Nat {
