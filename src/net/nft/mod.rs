@@ -1,12 +1,160 @@
-//! nf_tables by netlink: no `nft` command, no listing of what is not ours.
+//! nf_tables by netlink: no `nft` command, and no listing of what is not ours.
+//!
+//! A change is a [`Transaction`]; what there is, is learnt by point queries ([`Nft::has_chain`], [`Nft::element`])
+//! and, where it cannot be otherwise, by reading one chain or one set.
+
+pub mod chain;
+pub mod expr;
+pub mod rule;
+pub mod set;
+pub mod table;
+pub mod transaction;
+pub mod userdata;
+pub mod verdict;
+
+use netlink_packet_core::DefaultNla;
+use netlink_packet_netfilter::nftables::NfTablesMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterSubsystem,
+};
+use nix::errno::Errno;
+
+use super::netlink::{Message, Socket};
+use super::{Error, Result};
+pub use chain::{Base, Chain, Hook, Kind};
+pub use expr::Expr;
+pub use rule::Rule;
+pub use set::{Carries, Element, KeyType, Set};
+pub use table::{Family, Table};
+pub use transaction::Transaction;
+pub use verdict::Verdict;
+
+/// `NETLINK_NETFILTER` (linux/netlink.h).
+const NETLINK_NETFILTER: isize = 12;
+
+/// Length of struct nfgenmsg, which stands before the attributes of every answer.
+const NFGENMSG: usize = 4;
+
+/// `NFNL_SUBSYS_NFT_COMPAT` and what is asked of it (linux/netfilter/nfnetlink.h, nf_tables_compat.h).
+const SUBSYSTEM_COMPAT: u8 = 11;
+const NFNL_MSG_COMPAT_GET: u8 = 0;
+const NFTA_COMPAT_NAME: u16 = 1;
+const NFTA_COMPAT_REV: u16 = 2;
+const NFTA_COMPAT_TYPE: u16 = 3;
+
+/// Which half of an xtables extension is meant (`NFTA_COMPAT_TYPE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// A match, such as `comment`.
+    Match,
+    /// A target, such as `MASQUERADE`.
+    Target,
+}
 
 /// A connection to nf_tables of the network namespace in which it was opened.
 #[derive(Debug)]
-pub struct Nft {}
+pub struct Nft {
+    socket: Socket,
+}
 
 impl Nft {
     /// Opens a connection in the thread's network namespace.
-    pub fn open() -> crate::net::Result<Self> {
-        Ok(Self {})
+    pub fn open() -> Result<Self> {
+        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
+    }
+
+    /// Makes all changes of a transaction, or none. The error names the one that the kernel refused.
+    pub fn commit(&mut self, transaction: Transaction) -> Result<()> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        self.socket.execute(transaction.into_messages())?.into_iter().collect()
+    }
+
+    /// Whether a chain is there.
+    pub fn has_chain(&mut self, chain: Chain) -> Result<bool> {
+        let message = request(format!("look for {chain}"), chain.table.family, chain.wanted());
+        Ok(self.socket.get(message)?.is_some())
+    }
+
+    /// The element of a key; `None` where it, its set or its table is not there.
+    pub fn element(&mut self, set: Set, key: &[u8]) -> Result<Option<Element>> {
+        let deed = format!("look up an element of {set}");
+        let answer = self.socket.get(request(deed.clone(), set.table.family, set.element_wanted(key)))?;
+        answer.map_or(Ok(None), |body| Ok(elements(&deed, &body)?.pop()))
+    }
+
+    /// All elements of a set or map; none where it is not there.
+    pub fn elements(&mut self, set: Set) -> Result<Vec<Element>> {
+        let deed = format!("list {set}");
+        let mut found = Vec::new();
+        for body in self.list(&deed, set.table.family, set.elements_wanted())? {
+            found.append(&mut elements(&deed, &body)?);
+        }
+        Ok(found)
+    }
+
+    /// The rules of one chain in order; none where it is not there.
+    pub fn rules(&mut self, chain: Chain) -> Result<Vec<Rule>> {
+        let deed = format!("list {chain}");
+        let bodies = self.list(&deed, chain.table.family, chain.rules_wanted())?;
+        let parse = |body: &Vec<u8>| Rule::parse(body.get(NFGENMSG..)?);
+        bodies.iter().map(|body| parse(body).ok_or_else(|| Error::new(&deed, Errno::EBADMSG))).collect()
+    }
+
+    /// Whether the kernel has an extension of xtables for use in nf_tables; it loads the module if need be.
+    pub fn has_extension(
+        &mut self,
+        family: Family,
+        extension: Extension,
+        name: &str,
+        revision: u32,
+    ) -> Result<bool> {
+        let mut name_bytes = name.as_bytes().to_vec();
+        name_bytes.push(0);
+        let kind: u32 = match extension {
+            Extension::Match => 0,
+            Extension::Target => 1,
+        };
+        let inner = NetfilterMessageInner::Other {
+            subsys: NetfilterSubsystem::Other(SUBSYSTEM_COMPAT),
+            message_type: NFNL_MSG_COMPAT_GET,
+            attributes: vec![
+                DefaultNla::new(NFTA_COMPAT_NAME, name_bytes),
+                DefaultNla::new(NFTA_COMPAT_REV, revision.to_be_bytes().to_vec()),
+                DefaultNla::new(NFTA_COMPAT_TYPE, kind.to_be_bytes().to_vec()),
+            ],
+        };
+        let header = NetfilterHeader::new(family.number(), 0, 0);
+        let message =
+            Message::new(format!("look for extension {name}"), 0, NetfilterMessage::new(header, inner));
+        match self.socket.get(message) {
+            Ok(found) => Ok(found.is_some()),
+            // The kernel has nf_tables but no bridge to xtables, or no nf_tables at all.
+            Err(e) if matches!(e.errno, Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn list(&mut self, deed: &str, family: Family, message: NfTablesMessage) -> Result<Vec<Vec<u8>>> {
+        match self.socket.dump(deed, NetfilterMessage::new(header(family), message)) {
+            Err(e) if e.errno == Errno::ENOENT => Ok(Vec::new()),
+            answer => answer,
+        }
     }
 }
+
+fn header(family: Family) -> NetfilterHeader {
+    NetfilterHeader::new(family.number(), 0, 0)
+}
+
+fn request(deed: String, family: Family, message: NfTablesMessage) -> Message {
+    Message::new(deed, 0, NetfilterMessage::new(header(family), message))
+}
+
+fn elements(deed: &str, body: &[u8]) -> Result<Vec<Element>> {
+    body.get(NFGENMSG..).and_then(set::parse_elements).ok_or_else(|| Error::new(deed, Errno::EBADMSG))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! Chains, and the hooks that base chains hang on.
+
+use std::fmt;
+
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, Hook as HookAttribute, HookNumber, InetHookNumber, NfTablesMessage,
+};
+
+use super::table::Table;
+
+/// `NF_ACCEPT` (linux/netfilter.h).
+const ACCEPT: u32 = 1;
+
+/// A chain of rules: `inet bridgehead postrouting`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Chain<'a> {
+    /// The table that it is in.
+    pub table: Table<'a>,
+    /// Its name, at most 127 bytes (`NFT_CHAIN_MAXNAMELEN`, linux/netfilter/nf_tables.h).
+    pub name: &'a str,
+}
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chain {} {} {}", self.table.family.name(), self.table.name, self.name)
+    }
+}
+
+/// What a base chain does with packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `type filter`
+    Filter,
+    /// `type nat`: sees the first packet of a connection only.
+    Nat,
+}
+
+/// Where in a packet's way a base chain stands (`NF_INET_*`, linux/netfilter.h; a bridge counts the same).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// `hook prerouting`
+    Prerouting,
+    /// `hook input`
+    Input,
+    /// `hook forward`
+    Forward,
+    /// `hook output`
+    Output,
+    /// `hook postrouting`
+    Postrouting,
+}
+
+/// What makes a chain a base chain: `type nat hook postrouting priority 100; policy accept;`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// What it does.
+    pub kind: Kind,
+    /// Where it stands.
+    pub hook: Hook,
+    /// Its rank among the chains of that hook; lower comes first.
+    pub priority: i32,
+}
+
+impl Chain<'_> {
+    fn naming(self) -> Vec<ChainAttribute> {
+        vec![ChainAttribute::Table(self.table.name.to_owned()), ChainAttribute::Name(self.name.to_owned())]
+    }
+
+    pub(super) fn wanted(self) -> NfTablesMessage {
+        NfTablesMessage::GetChain(ChainMessage { attributes: self.naming() })
+    }
+
+    pub(super) fn added(self) -> NfTablesMessage {
+        NfTablesMessage::NewChain(ChainMessage { attributes: self.naming() })
+    }
+
+    pub(super) fn deleted(self) -> NfTablesMessage {
+        NfTablesMessage::DeleteChain(ChainMessage { attributes: self.naming() })
+    }
+
+    pub(super) fn added_as_base(self, base: Base) -> NfTablesMessage {
+        let mut attributes = self.naming();
+        let hook = match base.hook {
+            Hook::Prerouting => InetHookNumber::PreRouting,
+            Hook::Input => InetHookNumber::LocalIn,
+            Hook::Forward => InetHookNumber::Forward,
+            Hook::Output => InetHookNumber::LocalOut,
+            Hook::Postrouting => InetHookNumber::PostRouting,
+        };
+        attributes.push(ChainAttribute::Hook(vec![
+            HookAttribute::Number(HookNumber::Inet(hook)),
+            HookAttribute::Priority(base.priority.cast_unsigned()),
+        ]));
+        attributes.push(ChainAttribute::Policy(ACCEPT));
+        let kind = match base.kind {
+            Kind::Filter => "filter",
+            Kind::Nat => "nat",
+        };
+        attributes.push(ChainAttribute::Type(kind.to_owned()));
+        NfTablesMessage::NewChain(ChainMessage { attributes })
+    }
+}

@@ -1,0 +1,104 @@
+//! Rules: writing them, and reading back those of one chain.
+
+use netlink_packet_core::{NLA_F_NESTED, NlaBuffer, NlasIterator, Parseable, parse_u64_be};
+use netlink_packet_netfilter::nftables::{
+    ExpressionAttribute, Expressions, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
+};
+
+use super::chain::Chain;
+use super::expr::{self, Expr};
+use super::userdata;
+use super::verdict::Verdict;
+
+/// Attributes of a rule (linux/netfilter/nf_tables.h).
+const NFTA_RULE_HANDLE: u16 = 3;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_RULE_USERDATA: u16 = 7;
+
+impl Chain<'_> {
+    fn attributes_of_rule(self) -> Vec<RuleAttribute> {
+        vec![RuleAttribute::Table(self.table.name.to_owned()), RuleAttribute::Chain(self.name.to_owned())]
+    }
+
+    pub(super) fn rule_added(self, expressions: Vec<Expr>, comment: Option<&str>) -> NfTablesMessage {
+        let mut attributes = self.attributes_of_rule();
+        attributes.push(RuleAttribute::Expressions(expressions.into_iter().map(|e| e.0).collect()));
+        attributes.extend(comment.map(|text| RuleAttribute::UserData(userdata::encode(text))));
+        NfTablesMessage::NewRule(RuleMessage { attributes })
+    }
+
+    pub(super) fn rule_deleted(self, handle: u64) -> NfTablesMessage {
+        let mut attributes = self.attributes_of_rule();
+        attributes.push(RuleAttribute::Handle(handle));
+        NfTablesMessage::DeleteRule(RuleMessage { attributes })
+    }
+
+    /// Without a handle, every rule of the chain is meant.
+    pub(super) fn flushed(self) -> NfTablesMessage {
+        NfTablesMessage::DeleteRule(RuleMessage { attributes: self.attributes_of_rule() })
+    }
+
+    pub(super) fn rules_wanted(self) -> NfTablesMessage {
+        NfTablesMessage::GetRule(RuleMessage { attributes: self.attributes_of_rule() })
+    }
+}
+
+/// A rule that the kernel has.
+///
+/// Its expressions stay encoded until somebody asks: of a long chain, most rules are only skipped over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// What it is deleted by.
+    pub handle: u64,
+    /// The comment in its user data.
+    pub comment: Option<String>,
+    expressions: Vec<u8>,
+}
+
+impl Rule {
+    /// Reads the attributes of a message; `None` without a handle.
+    pub(super) fn parse(attributes: &[u8]) -> Option<Self> {
+        let mut rule = Self { handle: 0, comment: None, expressions: Vec::new() };
+        for attribute in NlasIterator::new(attributes).map_while(Result::ok) {
+            let value = attribute.value();
+            match attribute.kind() & !NLA_F_NESTED {
+                NFTA_RULE_HANDLE => rule.handle = parse_u64_be(value).ok()?,
+                NFTA_RULE_EXPRESSIONS => rule.expressions = value.to_vec(),
+                NFTA_RULE_USERDATA => rule.comment = userdata::decode(value),
+                _ => {}
+            }
+        }
+        (rule.handle != 0).then_some(rule)
+    }
+
+    /// Its expressions in order. One that cannot be read ends the list.
+    pub fn expressions(&self) -> impl Iterator<Item = Expressions> {
+        NlasIterator::new(self.expressions.as_slice()).map_while(|element| {
+            let element: NlaBuffer<&[u8]> = element.ok()?;
+            match ListAttribute::<ExpressionAttribute>::parse(&element).ok()? {
+                ListAttribute::Element(parts) => parts.into_iter().find_map(|part| match part {
+                    ExpressionAttribute::Data(expressions) => Some(expressions),
+                    // `masquerade` without flags: a name and no data.
+                    _ => None,
+                }),
+                _ => None,
+            }
+        })
+    }
+
+    /// Whether it jumps or goes to a chain of the same table.
+    pub fn leads_to(&self, chain: &str) -> bool {
+        // Cheap first: the name must stand somewhere in the rule.
+        let name = chain.as_bytes();
+        self.expressions.windows(name.len().max(1)).any(|w| w == name)
+            && self.verdicts().any(|v| matches!(v, Verdict::Jump(to) | Verdict::Goto(to) if to == chain))
+    }
+
+    /// Its verdicts; a rule has at most one in practice.
+    pub fn verdicts(&self) -> impl Iterator<Item = Verdict> {
+        self.expressions().filter_map(|expression| match expression {
+            Expressions::Immediate(attributes) => expr::verdict_of(&attributes),
+            _ => None,
+        })
+    }
+}

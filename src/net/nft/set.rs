@@ -1,0 +1,243 @@
+//! Sets and verdict maps, and their elements.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use netlink_packet_core::{DefaultNla, Parseable};
+use netlink_packet_netfilter::nftables::{
+    DataAttribute, ListAttribute, NfTablesMessage, SetAttribute, SetDescription, SetElementAttribute,
+    SetElementList, SetElementMessage, SetFlags, SetMessage,
+};
+
+use super::expr;
+use super::table::Table;
+use super::userdata;
+use super::verdict::Verdict;
+
+/// `NFT_DATA_VERDICT` (linux/netfilter/nf_tables.h).
+const DATA_VERDICT: u32 = 0xffff_ff00;
+
+/// `NFTA_LIST_ELEM`, `NFTA_SET_FIELD_LEN` (linux/netfilter/nf_tables.h).
+const LIST_ELEM: u16 = 1;
+const SET_FIELD_LEN: u16 = 1;
+
+/// Bits by which the parts of a concatenation are told apart in the type of its key (`TYPE_BITS` of nftables).
+const TYPE_BITS: u32 = 6;
+
+/// What a part of a key is. The kernel only keeps the number of the type, for `nft` to print it right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyType {
+    /// `ipv4_addr`
+    Ipv4Address,
+    /// `ipv6_addr`
+    Ipv6Address,
+    /// `ether_addr`
+    EtherAddress,
+    /// `inet_proto`
+    InetProtocol,
+    /// `inet_service`
+    InetService,
+    /// `ifname`
+    Ifname,
+}
+
+impl KeyType {
+    /// `enum datatypes` of nftables.
+    fn number(self) -> u32 {
+        match self {
+            Self::Ipv4Address => 7,
+            Self::Ipv6Address => 8,
+            Self::EtherAddress => 9,
+            Self::InetProtocol => 12,
+            Self::InetService => 13,
+            Self::Ifname => 41,
+        }
+    }
+
+    /// Length in bytes.
+    fn len(self) -> u32 {
+        match self {
+            Self::Ipv4Address => 4,
+            Self::Ipv6Address | Self::Ifname => 16,
+            Self::EtherAddress => 6,
+            Self::InetProtocol => 1,
+            Self::InetService => 2,
+        }
+    }
+}
+
+/// What the elements of a set carry beside their key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Carries {
+    /// Nothing: a set.
+    Nothing,
+    /// A verdict: a verdict map.
+    Verdict,
+}
+
+/// A set or a map: `set bridge bridgehead guarded { type ifname . ether_addr; }`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Set<'a> {
+    /// The table that it is in.
+    pub table: Table<'a>,
+    /// Its name.
+    pub name: &'a str,
+    /// The parts of its key; more than one make a concatenation.
+    pub key: &'a [KeyType],
+    /// Whether it is a map.
+    pub carries: Carries,
+}
+
+impl fmt::Display for Set<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.carries {
+            Carries::Nothing => "set",
+            Carries::Verdict => "map",
+        };
+        write!(f, "{kind} {} {} {}", self.table.family.name(), self.table.name, self.name)
+    }
+}
+
+/// An element of a set or map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Element {
+    /// Its key, see [`key`].
+    pub key: Vec<u8>,
+    /// What a verdict map does with it.
+    pub verdict: Option<Verdict>,
+    /// Whose it is.
+    pub comment: Option<String>,
+}
+
+/// The key that an address is.
+pub fn address_key(address: IpAddr) -> Vec<u8> {
+    expr::octets(address)
+}
+
+/// A key of parts: each is rounded up with zeros to the four bytes of a register.
+pub fn key(parts: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        bytes.extend_from_slice(part);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes
+}
+
+/// The part of a key that a link's name is: 16 bytes (`IFNAMSIZ`) filled with zeros. What is too long is cut.
+pub fn ifname_key(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (byte, &letter) in bytes.iter_mut().zip(name.as_bytes().iter().take(15)) {
+        *byte = letter;
+    }
+    bytes
+}
+
+impl Set<'_> {
+    pub(super) fn added(self, id: u32) -> NfTablesMessage {
+        let types = self.key.iter().fold(0, |number, part| number << TYPE_BITS | part.number());
+        let concatenation = self.key.len() > 1;
+        let len = match self.key {
+            [one] => one.len(),
+            parts => parts.iter().map(|part| part.len().next_multiple_of(4)).sum(),
+        };
+        let mut flags = SetFlags::empty();
+        if self.carries == Carries::Verdict {
+            flags |= SetFlags::Map;
+        }
+        if concatenation {
+            flags |= SetFlags::Concat;
+        }
+        let mut attributes = vec![
+            SetAttribute::Table(self.table.name.to_owned()),
+            SetAttribute::Name(self.name.to_owned()),
+            SetAttribute::Id(id),
+            SetAttribute::Flags(flags),
+            SetAttribute::KeyType(types),
+            SetAttribute::KeyLen(len),
+        ];
+        if self.carries == Carries::Verdict {
+            attributes.push(SetAttribute::DataType(DATA_VERDICT));
+            attributes.push(SetAttribute::DataLen(0));
+        }
+        if concatenation {
+            let fields = self.key.iter().map(|part| {
+                let mut len = vec![8, 0, SET_FIELD_LEN as u8, 0];
+                // The attribute's own header is in the byte order of the host.
+                len[..2].copy_from_slice(&8u16.to_ne_bytes());
+                len[2..4].copy_from_slice(&SET_FIELD_LEN.to_ne_bytes());
+                len.extend_from_slice(&part.len().to_be_bytes());
+                expr::nested(LIST_ELEM, len)
+            });
+            let fields: Vec<DefaultNla> = fields.collect();
+            attributes.push(SetAttribute::Description(vec![SetDescription::Concat(fields)]));
+        }
+        NfTablesMessage::NewSet(SetMessage { attributes })
+    }
+
+    fn list(self, elements: Vec<Vec<SetElementAttribute>>) -> SetElementMessage {
+        let mut attributes = vec![
+            SetElementList::Table(self.table.name.to_owned()),
+            SetElementList::Set(self.name.to_owned()),
+        ];
+        if !elements.is_empty() {
+            let elements = elements.into_iter().map(ListAttribute::Element).collect();
+            attributes.push(SetElementList::Elements(elements));
+        }
+        SetElementMessage { attributes }
+    }
+
+    pub(super) fn element_added(self, element: &Element) -> NfTablesMessage {
+        let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key.clone()))];
+        attributes.extend(element.verdict.as_ref().map(|v| SetElementAttribute::Data(expr::verdict_data(v))));
+        attributes.extend(
+            element.comment.as_ref().map(|text| SetElementAttribute::UserData(userdata::encode(text))),
+        );
+        NfTablesMessage::NewSetElement(self.list(vec![attributes]))
+    }
+
+    pub(super) fn element_deleted(self, key: &[u8]) -> NfTablesMessage {
+        NfTablesMessage::DeleteSetElement(self.list(vec![Self::only_key(key)]))
+    }
+
+    pub(super) fn element_wanted(self, key: &[u8]) -> NfTablesMessage {
+        NfTablesMessage::GetSetElement(self.list(vec![Self::only_key(key)]))
+    }
+
+    pub(super) fn elements_wanted(self) -> NfTablesMessage {
+        NfTablesMessage::GetSetElement(self.list(vec![]))
+    }
+
+    fn only_key(key: &[u8]) -> Vec<SetElementAttribute> {
+        vec![SetElementAttribute::Key(DataAttribute::Value(key.to_vec()))]
+    }
+}
+
+/// The elements in the attributes of a message; `None` where it cannot be read.
+pub(super) fn parse_elements(attributes: &[u8]) -> Option<Vec<Element>> {
+    let message = SetElementMessage::parse(attributes).ok()?;
+    let lists = message.attributes.into_iter().filter_map(|attribute| match attribute {
+        SetElementList::Elements(elements) => Some(elements),
+        _ => None,
+    });
+    let elements = lists.flatten().filter_map(|element| match element {
+        ListAttribute::Element(attributes) => Some(parse_element(attributes)),
+        _ => None,
+    });
+    Some(elements.collect())
+}
+
+fn parse_element(attributes: Vec<SetElementAttribute>) -> Element {
+    let mut element = Element { key: Vec::new(), verdict: None, comment: None };
+    for attribute in attributes {
+        match attribute {
+            SetElementAttribute::Key(DataAttribute::Value(key)) => element.key = key,
+            SetElementAttribute::Data(DataAttribute::Verdict(parts)) => {
+                element.verdict = Verdict::parse(&parts);
+            }
+            SetElementAttribute::UserData(bytes) => element.comment = userdata::decode(&bytes),
+            _ => {}
+        }
+    }
+    element
+}

@@ -1,0 +1,55 @@
+//! User data: bytes that the kernel keeps with a rule or an element and does not look into.
+//!
+//! `nft` and `iptables` agree on a list of entries of type, length and value (one byte each for the first two).
+//! Type 0 is a comment for rules as well as for elements; its text ends with a NUL (libnftnl/udata.h).
+
+const COMMENT: u8 = 0;
+
+/// Longest comment in bytes that `nft` takes when it reads its own listing again (`NFTNL_UDATA_COMMENT_MAXLEN`).
+pub const COMMENT_MAX: usize = 128;
+
+/// A comment as user data; what is longer than [`COMMENT_MAX`] is cut at a character.
+pub(super) fn encode(comment: &str) -> Vec<u8> {
+    let mut end = comment.len().min(COMMENT_MAX);
+    while !comment.is_char_boundary(end) {
+        end -= 1;
+    }
+    let mut bytes = Vec::with_capacity(end + 3);
+    // At most 129, so it fits.
+    bytes.extend_from_slice(&[COMMENT, (end + 1) as u8]);
+    bytes.extend_from_slice(&comment.as_bytes()[..end]);
+    bytes.push(0);
+    bytes
+}
+
+/// The comment in user data, if there is one.
+pub(super) fn decode(mut bytes: &[u8]) -> Option<String> {
+    while let [kind, len, rest @ ..] = bytes {
+        let value = rest.get(..usize::from(*len))?;
+        if *kind == COMMENT {
+            let text = value.strip_suffix(&[0]).unwrap_or(value);
+            return Some(String::from_utf8_lossy(text).into_owned());
+        }
+        bytes = &rest[usize::from(*len)..];
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comment_reads_back() {
+        assert_eq!(encode("ab"), [0, 3, b'a', b'b', 0]);
+        assert_eq!(decode(&encode("net/id/eth0")).as_deref(), Some("net/id/eth0"));
+        assert_eq!(decode(&encode(&"ä".repeat(100))).unwrap(), "ä".repeat(64));
+    }
+
+    #[test]
+    fn other_entries_are_stepped_over_and_cut_ones_end_the_list() {
+        assert_eq!(decode(&[2, 1, 9, 0, 2, b'x', 0]).as_deref(), Some("x"));
+        assert_eq!(decode(&[2, 200, 9]), None);
+        assert_eq!(decode(&[]), None);
+    }
+}
