@@ -110,11 +110,14 @@ pub(crate) fn check_version(call: &Call, answer: &Answer) -> Result<()> {
     check().with_context(|| describe(call, answer))
 }
 
+/// Fails with the message of the CNI error object, if the plugin printed one.
 fn checked(call: &Call, answer: &Answer) -> Result<()> {
-    if !answer.status.success() {
-        bail!("{} ended with {}", call.program.display(), answer.status);
+    if answer.status.success() {
+        return Ok(());
     }
-    Ok(())
+    let object: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
+    let message = object["msg"].as_str().unwrap_or("no error object");
+    bail!("{} ended with {}: {}", call.program.display(), answer.status, message.trim_end())
 }
 
 /// A result must be JSON and have addresses; every scenario has IPAM.

@@ -7,7 +7,7 @@ use crate::machine::{Load, reap_orphans, settle};
 use crate::scenario::{NETWORK, Nat, SUBNET, Scenario, Workload};
 use crate::suite::Suite;
 use crate::trace::{Started, Strace, strace};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use serde_json::Value;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -94,12 +94,18 @@ pub(crate) fn run(suite: &Suite, scenario: &Scenario, pods: usize, at_once: usiz
                 let Some((first, rest)) = host.pods.split_first() else { bail!("no pods") };
                 let deletion = match attempt(&chain, first, *nat) {
                     Ok(deletion) => deletion,
-                    Err(reason) => return Ok(Outcome::Unable(format!("{reason:#}"))),
+                    Err(reason) => return Ok(Outcome::Unable(short(&reason))),
                 };
                 attach_all(host, &chain, rest, at_once, (load, deletion)).map(Outcome::Done)
             })
         }
     }
+}
+
+/// A failure that does not end the benchmark: all of it for whoever watches, the cause of it for the report.
+fn short(reason: &Error) -> String {
+    eprintln!("{reason:#}");
+    reason.root_cause().to_string()
 }
 
 /// Attaches the pod that makes the bridge and the tables, and sees that the work is really done. Unless its DEL
@@ -108,7 +114,7 @@ fn attempt(chain: &Chain, pod: &Pod, nat: Nat) -> Result<Deletion> {
     let (_, result) = chain.add(pod, Call::timed)?;
     nat.verify()?;
     if let Err(reason) = chain.del(pod, &result, Call::timed) {
-        return Ok(Deletion::Fails(format!("{reason:#}")));
+        return Ok(Deletion::Fails(short(&reason)));
     }
     reap_orphans()?;
     chain.add(pod, Call::timed)?;

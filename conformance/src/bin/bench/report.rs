@@ -204,7 +204,9 @@ impl Verb {
     fn linger(self, batches: &[Batch]) -> Option<f64> {
         match self {
             Self::Version | Self::Add => None,
-            Self::Del => median(batches.iter().map(|batch| batch.linger)),
+            Self::Del => {
+                median(batches.iter().filter(|batch| !batch.del.is_empty()).map(|batch| batch.linger))
+            }
         }
     }
 }
@@ -242,7 +244,7 @@ impl fmt::Display for Report {
         writeln!(f, "- Ratio: median of the reference by median of ours.")?;
         writeln!(
             f,
-            "- Processes count the plugins themselves; programs are those of them that execute something."
+            "- Processes and programs (successful execve) count the plugins themselves, but no threads."
         )?;
         writeln!(f, "- RSS is the plugin's own, sampled; CPU is with all children that it waits for.")?;
         writeln!(f, "- Linger: how long processes go on after the last DEL of a batch has returned.")?;
@@ -253,7 +255,7 @@ impl fmt::Display for Report {
             writeln!(f, "- {busy} of {count} batches began while something else ran on the machine.")?;
         }
         for (label, text) in &self.shortcomings {
-            // What the plugin printed is indented, so that it stays in this item of the list.
+            // Further lines are indented, so that they stay in this item of the list.
             writeln!(f, "- {label} {}", text.trim_end().replace('\n', "\n  "))?;
         }
         Ok(())

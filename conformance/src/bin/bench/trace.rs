@@ -21,7 +21,7 @@ pub(crate) struct Strace(PathBuf);
 pub(crate) struct Started {
     /// Processes, threads left out.
     pub(crate) processes: usize,
-    /// Programs executed; less than the processes if some only forked.
+    /// Programs executed: fewer than the processes where some only forked, more where one executed several.
     pub(crate) programs: usize,
 }
 
