@@ -1,11 +1,32 @@
 //! Ranges of addresses, allocation, and the store that says which are taken.
 //!
-//! * [`range`]: which addresses a configuration offers, and in what order; pure.
 //! * [`host_local`]: the `host-local` IPAM: its configuration, and what can be asked of it.
 //! * [`fixed`]: the `static` IPAM.
-//! * [`store`]: the directory of reservations that this suite shares with the Go plugins, behind its lock.
+//! * [`range`]: which addresses a configuration offers, and in what order; pure.
+//! * [`store`]: the directory of reservations that this suite shares with the Go plugins, behind its lock; what the
+//!   locked store does is in `allocation` (ADD), `store` (DEL) and `survey` (CHECK, GC, STATUS).
 //!
-//! Beneath the store: [`reservation`] is one file of it, [`lock`] its lock, [`index`] what is remembered of it so that
-//! no call need list it, [`bitmap`] which addresses of a block are taken, [`boot`] which boot wrote a reservation.
+//! Beneath: `reservation` is one file of the store, `lock` its lock, `index` what is remembered of it so that no call
+//! need list it, `bitmap` which addresses of a block are taken, `boot` which boot made a reservation.
 
+mod allocation;
+mod bitmap;
+mod boot;
+mod directory;
+pub mod fixed;
+pub mod host_local;
+mod index;
+mod lock;
 pub mod range;
+mod reservation;
+mod resolv_conf;
+pub mod store;
+#[cfg(test)]
+mod store_tests;
+mod survey;
+
+pub use fixed::Static;
+pub use host_local::HostLocal;
+pub use reservation::Owner;
+pub use store::{LockedStore, Store};
+pub use survey::{Collected, Usage};

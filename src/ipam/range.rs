@@ -54,6 +54,13 @@ pub struct Stretch {
     pub range: Range,
 }
 
+impl Stretch {
+    /// The number of the gateway of its range.
+    pub fn gateway(&self) -> u128 {
+        to_number(self.range.gateway)
+    }
+}
+
 /// The number of an address within its family.
 pub fn to_number(address: IpAddr) -> u128 {
     match address {
@@ -322,7 +329,7 @@ mod tests {
         let like = set.ranges()[0].subnet().address();
         set.stretches_after(last.parse().ok())
             .iter()
-            .flat_map(|s| (s.first..=s.last).filter(|&n| n != to_number(s.range.gateway())))
+            .flat_map(|s| (s.first..=s.last).filter(|&n| n != s.gateway()))
             .map(|n| to_address(n, like).to_string())
             .collect()
     }

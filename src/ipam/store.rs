@@ -1,0 +1,267 @@
+//! The store: one directory of reservations per network, shared with the Go host-local, which may run meanwhile.
+//!
+//! Everything that reads or changes it exists only on the [`LockedStore`], so the lock cannot be forgotten. It may be
+//! held over more than one step: who releases an address and removes what is keyed by it does both under one lock,
+//! and nobody can get the address in between.
+//!
+//! What the directory holds is remembered in an [`Index`] and the index is trusted by this rule: after each change of
+//! our own, the directory's modification time is set to the moment in nanoseconds, and the same is written into the
+//! index. Every later change by anybody (the Go plugin, an administrator, ourselves if we are killed half-way) sets
+//! another time, and the next call builds the index anew by reading the whole directory once. Therefore changes go
+//! first to the directory, then to the index, and the stamp comes last. On a filesystem without nanoseconds the times
+//! are never equal, which costs time but nothing else.
+
+use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::fcntl::Flock;
+use nix::sys::stat::futimens;
+use nix::sys::time::TimeSpec;
+
+use super::boot::{self, BootId};
+use super::directory::{Directory, errno_of, state_error};
+use super::index::{Index, Owners};
+use super::lock::{self, Taken};
+use super::reservation::{DRAFT, Found, Owner, address_of, look, owner_of};
+use crate::spec::{CniError, Code};
+
+/// How long to wait for the lock when nobody says otherwise.
+pub const LOCK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where a network's reservations are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    network: String,
+    path: PathBuf,
+    state: PathBuf,
+}
+
+/// A store whose lock is held; it is released when this is dropped.
+#[derive(Debug)]
+pub struct LockedStore {
+    pub(super) directory: Directory,
+    pub(super) index: Index,
+    pub(super) boot: Option<BootId>,
+    /// What was found dead and removed while the index was built.
+    pub(super) reclaimed: Vec<(Owner, IpAddr)>,
+    _lock: Flock<std::fs::File>,
+}
+
+impl Store {
+    /// The store of a network beneath `data_dir`, with what is remembered of it beneath `state`.
+    pub fn new(data_dir: &Path, network: &str, state: &Path) -> Self {
+        Self { network: network.to_owned(), path: data_dir.join(network), state: state.to_owned() }
+    }
+
+    /// The directory of reservations.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the lock, waiting at most as long as `patience`; `None` if the directory is not there, and so nothing is
+    /// reserved.
+    ///
+    /// Errors: code 11 names who holds the lock; code 105 the path that cannot be read.
+    pub fn lock(&self, patience: Duration) -> Result<Option<LockedStore>, CniError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match Directory::open(&self.path) {
+                Ok(directory) => {
+                    if let Some(locked) = self.lock_opened(directory, deadline)? {
+                        return Ok(Some(locked));
+                    }
+                }
+                Err(Errno::ENOENT) => return Ok(None),
+                Err(errno) => return Err(state_error("open", &self.path, errno)),
+            }
+        }
+    }
+
+    /// The same, but creates the directory if it is not there (mode 0755, parents too, as the reference does).
+    pub fn lock_or_create(&self, patience: Duration) -> Result<LockedStore, CniError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let locked = match Directory::open(&self.path) {
+                Ok(directory) => self.lock_opened(directory, deadline)?,
+                Err(Errno::ENOENT) => {
+                    let created = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.path);
+                    created.map_err(|error| state_error("create", &self.path, errno_of(&error)))?;
+                    None
+                }
+                Err(errno) => return Err(state_error("open", &self.path, errno)),
+            };
+            if let Some(locked) = locked {
+                return Ok(locked);
+            }
+        }
+    }
+
+    /// `None` if the directory was removed while we waited: then it is to be opened again.
+    fn lock_opened(&self, directory: Directory, deadline: Instant) -> Result<Option<LockedStore>, CniError> {
+        let held = match lock::take(&directory, deadline)? {
+            Taken::Held(held) => held,
+            Taken::Stale if Instant::now() < deadline => return Ok(None),
+            Taken::Stale => {
+                let msg = format!("{} is removed again and again while it is locked", self.path.display());
+                return Err(CniError::new(Code::TryAgainLater, msg));
+            }
+        };
+        let stat = directory.stat().map_err(|errno| state_error("stat", &self.path, errno))?;
+        let boot = BootId::current();
+        let index = Index::open(&self.state, &self.network, stat.st_dev, stat.st_ino);
+        let trusted = index.has_stamp(&stamp(boot.as_ref(), stat.st_mtime, stat.st_mtime_nsec));
+        let mut locked = LockedStore { directory, index, boot, reclaimed: Vec::new(), _lock: held };
+        if !trusted {
+            locked.rebuild()?;
+        }
+        Ok(Some(locked))
+    }
+
+    /// Releases all that an owner has and returns it. Nothing there is success, and nothing is created.
+    pub fn release(&self, owner: &Owner) -> Result<Vec<IpAddr>, CniError> {
+        self.lock(LOCK_DEADLINE)?.map_or_else(|| Ok(Vec::new()), |mut locked| locked.release(owner))
+    }
+}
+
+/// The text that ties an index to a state of the directory. It has the boot, so that an index on a disk instead of a
+/// tmpfs does not hide from the next boot that its reservations are dead.
+fn stamp(boot: Option<&BootId>, seconds: i64, nanoseconds: i64) -> String {
+    format!("1 {} {seconds}.{nanoseconds:09}\n", boot.map_or("-", BootId::as_str))
+}
+
+impl LockedStore {
+    /// The addresses that an owner has; those that an old version reserved for the container alone are not counted.
+    ///
+    /// Only files of this owner are opened, to see that they still say so.
+    pub fn owned(&mut self, owner: &Owner) -> Result<Vec<IpAddr>, CniError> {
+        if let Ok(addresses) = self.index.owned(owner)
+            && addresses.iter().all(|address| owner_of(&self.directory, *address).as_ref() == Some(owner))
+        {
+            return Ok(addresses);
+        }
+        self.rebuild()?;
+        Ok(self.index.owned(owner).unwrap_or_default())
+    }
+
+    /// Releases all that an owner has and returns it.
+    ///
+    /// If it has nothing, what an old version reserved for the container alone is released. Goes on past errors and
+    /// reports them together; what could not be released stays recorded.
+    pub fn release(&mut self, owner: &Owner) -> Result<Vec<IpAddr>, CniError> {
+        let mut owner = owner.clone();
+        let mut addresses = self.owned(&owner)?;
+        if addresses.is_empty() {
+            owner = owner.without_ifname();
+            addresses = self.owned(&owner)?;
+        }
+        if addresses.is_empty() {
+            return Ok(addresses);
+        }
+        let (released, failures) = self.unlink_all(&addresses);
+        if failures.is_empty() {
+            self.index.remove(&owner, &released);
+            self.seal();
+            return Ok(released);
+        }
+        // Without a seal the next call builds the index anew, from what is really there.
+        Err(join(failures))
+    }
+
+    /// Removes reservations; ones that are gone already count as removed.
+    pub(super) fn unlink_all(&self, addresses: &[IpAddr]) -> (Vec<IpAddr>, Vec<CniError>) {
+        let (mut removed, mut failures) = (Vec::new(), Vec::new());
+        for address in addresses {
+            let name = address.to_string();
+            match self.directory.unlink(&name) {
+                Ok(()) | Err(Errno::ENOENT) => removed.push(*address),
+                Err(errno) => failures.push(self.directory.error("remove", &name, errno)),
+            }
+        }
+        (removed, failures)
+    }
+
+    /// Declares the directory and the index to agree. To be called after a change, when both have it.
+    pub(super) fn seal(&mut self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time = TimeSpec::from_duration(now);
+        match futimens(self.directory.fd(), &TimeSpec::UTIME_OMIT, &time) {
+            Ok(()) => self.index.seal(&stamp(self.boot.as_ref(), time.tv_sec(), time.tv_nsec())),
+            Err(errno) => log::debug!("{}", self.directory.error("set the time of", "", errno)),
+        }
+    }
+
+    /// Reads the whole directory and builds the index from it, removing what is provably dead on the way:
+    ///
+    /// * reservations that another boot of this machine has made: their pods cannot be alive;
+    /// * files without content: their writer holds the lock while it writes, and it is we who hold it;
+    /// * a draft of ours, for the same reason.
+    ///
+    /// A reservation that the Go plugin made carries no boot id and is never judged.
+    pub(super) fn rebuild(&mut self) -> Result<(), CniError> {
+        let current = self.boot.clone().filter(|_| boot::is_local(&self.directory));
+        let is_dead = |mark: &Option<BootId>| match (&current, mark) {
+            (Some(current), Some(mark)) => current != mark,
+            _ => false,
+        };
+        let entries = self.directory.entries().map_err(|errno| self.directory.error("list", "", errno))?;
+        let mut owners = Owners::new();
+        let mut opaque = Vec::new();
+        for (name, kind) in entries {
+            if name == DRAFT {
+                self.discard(&name);
+                continue;
+            }
+            let Some(address) = address_of(&name) else { continue };
+            match look(&self.directory, address, kind) {
+                Found::Absent => {}
+                Found::Opaque => opaque.push(address),
+                // Somebody may have emptied a reservation of ours; its pod may well be alive.
+                Found::Torn(mark) if mark.is_some() && !is_dead(&mark) => opaque.push(address),
+                Found::Torn(_) => {
+                    if !self.discard(&name) {
+                        opaque.push(address);
+                    }
+                }
+                Found::Owned(owner, mark) => {
+                    if is_dead(&mark) && self.discard(&name) {
+                        self.reclaimed.push((owner, address));
+                    } else {
+                        owners.entry(owner).or_default().push(address);
+                    }
+                }
+            }
+        }
+        owners.values_mut().for_each(|addresses| addresses.sort());
+        self.index.build(owners, &opaque);
+        self.seal();
+        Ok(())
+    }
+
+    /// Removes a name that means nothing any more; whether it is gone.
+    fn discard(&self, name: &str) -> bool {
+        match self.directory.unlink(name) {
+            Ok(()) => {
+                log::info!("removed {}: what it was for is gone", self.directory.path().join(name).display());
+                true
+            }
+            Err(errno) => {
+                log::warn!("{}", self.directory.error("remove", name, errno));
+                false
+            }
+        }
+    }
+}
+
+/// One error of several: the first one's code and message, the others as details.
+pub(super) fn join(errors: Vec<CniError>) -> CniError {
+    let mut errors = errors.into_iter();
+    let first = errors.next().unwrap_or_else(|| CniError::new(Code::Internal, "no error to report"));
+    errors.fold(first, |mut first, error| {
+        let comma = if first.details.is_empty() { "" } else { "; " };
+        first.details = format!("{}{comma}{error}", first.details);
+        first
+    })
+}
