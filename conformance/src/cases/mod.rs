@@ -25,6 +25,9 @@ use crate::case::Case;
 
 pub mod networks;
 
+mod bridge_addressing;
+mod bridge_links;
+mod bridge_masquerade;
 mod delegation;
 mod environment;
 mod fixed;
@@ -61,6 +64,9 @@ pub fn all() -> Vec<Case> {
         host_local_store::CASES,
         fixed::CASES,
         loopback::CASES,
+        bridge_links::CASES,
+        bridge_addressing::CASES,
+        bridge_masquerade::CASES,
     ]
     .concat()
 }

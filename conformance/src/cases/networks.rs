@@ -1,9 +1,12 @@
 //! Configurations that cases start from.
 
+use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
 use crate::call::Call;
+use crate::expect::text_at;
 use crate::pod::Pod;
+use crate::sandbox::Sandbox;
 
 /// All versions of the protocol, oldest first.
 pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -69,4 +72,50 @@ pub fn gateway46() -> Value {
 pub fn pool(subnets: &[&str]) -> Value {
     let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{"subnet": subnet}])).collect();
     json!({"type": "host-local", "ranges": ranges})
+}
+
+/// A pod that bridge has attached as `eth0`.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The pod.
+    pub pod: Pod,
+    /// The call that attached it, without a verb.
+    pub call: Call,
+    /// What ADD answered.
+    pub result: Value,
+}
+
+impl Attachment {
+    /// Makes a pod and attaches it; name and container id are the same.
+    pub fn new(host: &Sandbox, id: &str, network: Value) -> Result<Self> {
+        let pod = host.pod(id)?;
+        let call = bridge(id, &pod, network);
+        let result = call.add().run(host)?.result().with_context(|| format!("ADD of {id}"))?;
+        Ok(Self { pod, call, result })
+    }
+
+    /// The name of the host's end of the pair.
+    pub fn host_link(&self) -> Result<&str> {
+        text_at(&self.result, "/interfaces/1/name")
+    }
+
+    /// The first address without its prefix length.
+    pub fn address(&self) -> Result<&str> {
+        Ok(text_at(&self.result, "/ips/0/address")?.split('/').next().unwrap_or_default())
+    }
+
+    /// DEL as a runtime does it: with the result of ADD.
+    pub fn del(&self, host: &Sandbox) -> Result<()> {
+        self.call.del().prev(&self.result).run(host)?.silence()
+    }
+
+    /// CHECK with the result of ADD succeeds.
+    pub fn sound(&self, host: &Sandbox) -> Result<()> {
+        self.call.check().prev(&self.result).run(host)?.silence()
+    }
+
+    /// CHECK with the result of ADD fails; gives the text of the error.
+    pub fn damaged(&self, host: &Sandbox) -> Result<String> {
+        Ok(self.call.check().prev(&self.result).run(host)?.refusal()?.text())
+    }
 }
