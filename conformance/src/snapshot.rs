@@ -1,6 +1,6 @@
 //! Everything a plugin may have changed, as lines that can be compared.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -30,8 +30,14 @@ impl Snapshot {
             &["ip6tables-legacy-save"],
         ] {
             let Ok(finished) = host.try_run(program) else { continue };
-            for (number, line) in finished.stdout.lines().filter(|line| !line.starts_with('#')).enumerate() {
-                lines.insert(format!("{} {number:04}: {line}", program[0]));
+            // Counted, since one line (a closing brace) may be there many times, and unnumbered, so that one rule
+            // more does not make all that follow it different.
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            for line in finished.stdout.lines().filter(|line| !line.starts_with('#')) {
+                *counts.entry(line).or_default() += 1;
+            }
+            for (line, count) in counts {
+                lines.insert(format!("{} {count} times: {line}", program[0]));
             }
         }
         for root in ["/var/lib/cni", "/run"] {
@@ -82,7 +88,11 @@ fn network(pod: &Pod, name: &str, lines: &mut BTreeSet<String>) -> Result<()> {
     for family in ["-4", "-6"] {
         for route in pod.routes(family, "all")? {
             let text = route.to_string();
-            // The kernel's own for link-local and multicast come late.
+            // Those of table `local` follow from the addresses, and, like the kernel's own for link-local and
+            // multicast, come late.
+            if route["table"] == "local" {
+                continue;
+            }
             if !text.contains("\"fe80:") && !text.contains("\"ff00::") && !text.contains("linkdown") {
                 lines.insert(format!(
                     "{name}: route {} table {} dev {} via {}",

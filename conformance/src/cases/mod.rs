@@ -26,6 +26,9 @@ use crate::case::Case;
 pub mod networks;
 
 mod bridge_addressing;
+mod bridge_check;
+mod bridge_errors;
+mod bridge_lifecycle;
 mod bridge_links;
 mod bridge_masquerade;
 mod delegation;
@@ -67,6 +70,9 @@ pub fn all() -> Vec<Case> {
         bridge_links::CASES,
         bridge_addressing::CASES,
         bridge_masquerade::CASES,
+        bridge_lifecycle::CASES,
+        bridge_check::CASES,
+        bridge_errors::CASES,
     ]
     .concat()
 }
