@@ -68,13 +68,11 @@ impl Chain<'_> {
     /// Attaches a container; the result is the last plugin's.
     ///
     /// Stops at the first error and leaves what was done until then, as libcni does: the caller is to call
-    /// [`Chain::del`]. No plugin is executed unless all are there.
+    /// [`Chain::undo`]. No plugin is executed unless all are there.
     pub fn add(&self, parameters: &Parameters) -> Result<Map<String, Value>, Failure> {
         let here = |error| failure(Command::Add, None, error);
         parameters.check().map_err(here)?;
-        for plugin in &self.list.plugins {
-            self.find(Command::Add, plugin)?;
-        }
+        self.find_all(Command::Add)?;
         let mut result = None;
         for plugin in &self.list.plugins {
             let call = Call { parameters: Some(parameters), prev_result: result.as_ref(), ..Call::default() };
@@ -98,21 +96,44 @@ impl Chain<'_> {
     /// Detaches a container: the plugins in reverse order, with the result of ADD (since 0.4.0) if there is one. Stops
     /// at the first error, and keeps the result until it succeeds.
     pub fn del(&self, parameters: &Parameters) -> Result<(), Failure> {
-        let here = |error| failure(Command::Del, None, error);
-        parameters.check().map_err(here)?;
-        let attachment = parameters.attachment(&self.list.name);
+        match self.del_each(parameters).find_map(Result::err) {
+            Some(failure) => Err(failure),
+            None => self.forget(parameters),
+        }
+    }
+
+    /// Detaches a container as [`Chain::del`] does, but goes on past errors: after a failed ADD the plugin that failed
+    /// may well refuse DEL too, for instance because it cannot make sense of its configuration, and what the others
+    /// have made must go all the same.
+    pub fn undo(&self, parameters: &Parameters) -> Vec<Failure> {
+        let mut failures: Vec<Failure> = self.del_each(parameters).filter_map(Result::err).collect();
+        if failures.is_empty() {
+            failures.extend(self.forget(parameters).err());
+        }
+        failures
+    }
+
+    /// Calls the plugins with DEL, the last one first, as the iterator is driven.
+    fn del_each(&self, parameters: &Parameters) -> impl Iterator<Item = Result<(), Failure>> {
+        let checked = parameters.check().map_err(|error| failure(Command::Del, None, error));
         // A cache that cannot be read must not keep anybody from cleaning up.
-        let result = match self.cache.load(&attachment) {
+        let result = match self.cache.load(&parameters.attachment(&self.list.name)) {
             Ok(Some(entry)) if self.list.version >= Version::V0_4_0 => {
                 in_shape(entry.result, self.list.version).ok()
             }
             _ => None,
         };
-        for plugin in self.list.plugins.iter().rev() {
+        let plugins = if checked.is_ok() { self.list.plugins.as_slice() } else { &[] };
+        let calls = plugins.iter().rev().map(move |plugin| {
             let call = Call { parameters: Some(parameters), prev_result: result.as_ref(), ..Call::default() };
-            self.call(Command::Del, plugin, call)?;
-        }
-        self.cache.remove(&attachment).map_err(here)
+            self.call(Command::Del, plugin, call).map(drop)
+        });
+        std::iter::once(checked).chain(calls)
+    }
+
+    fn forget(&self, parameters: &Parameters) -> Result<(), Failure> {
+        let attachment = parameters.attachment(&self.list.name);
+        self.cache.remove(&attachment).map_err(|error| failure(Command::Del, None, error))
     }
 
     /// Asks the plugins whether an attachment is as ADD left it; a network with `disableCheck` asks none.
@@ -207,6 +228,11 @@ impl Chain<'_> {
             .iter()
             .map(|plugin| Spoken { plugin_type: plugin.plugin_type.clone(), answer: ask(plugin) })
             .collect()
+    }
+
+    /// Whether all plugins are there; the error names the first that is not, as the given verb would.
+    pub fn find_all(&self, command: Command) -> Result<(), Failure> {
+        self.list.plugins.iter().try_for_each(|plugin| self.find(command, plugin).map(drop))
     }
 
     fn check_version(&self, command: Command) -> Result<(), CniError> {

@@ -1,0 +1,276 @@
+//! The command line as it was written: nothing of the environment, nothing decided.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lexopt::prelude::*;
+
+use crate::spec::Command;
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Asked {
+    /// The help of a command, or of the whole.
+    Help(Option<Command>),
+    /// The version of this program.
+    OwnVersion,
+    /// A verb over a network.
+    Verb(Box<Options>),
+}
+
+/// A verb over a network.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Options {
+    pub(super) command: Command,
+    pub(super) network: String,
+    pub(super) netns: Option<String>,
+    pub(super) net_dir: Option<PathBuf>,
+    pub(super) plugin_dirs: Vec<PathBuf>,
+    pub(super) cache_dir: Option<PathBuf>,
+    pub(super) capability_args: Option<String>,
+    pub(super) args: Option<String>,
+    pub(super) ifname: Option<String>,
+    pub(super) container_id: Option<String>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) valid: Valid,
+}
+
+/// What `gc` was told about valid attachments.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum Valid {
+    /// Nothing.
+    #[default]
+    NotSaid,
+    /// `--valid CONTAINER[/IFNAME]`, once or more often.
+    Listed(Vec<String>),
+    /// `--all`: none is valid.
+    None,
+}
+
+/// A command line that makes no sense, with the command whose help would tell more.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Misuse {
+    pub(super) what: String,
+    pub(super) command: Option<Command>,
+}
+
+/// The verbs by the names that they have on the command line.
+pub(super) const COMMANDS: [(&str, Command); 6] = [
+    ("add", Command::Add),
+    ("check", Command::Check),
+    ("del", Command::Del),
+    ("gc", Command::Gc),
+    ("status", Command::Status),
+    ("version", Command::Version),
+];
+
+/// The name of a verb on the command line.
+pub(super) fn name_of(command: Command) -> &'static str {
+    COMMANDS.iter().find(|(_, known)| *known == command).map_or("", |(name, _)| name)
+}
+
+impl Asked {
+    /// Reads the arguments that follow the program's name.
+    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, Misuse> {
+        let mut draft = Draft::default();
+        let mut parser = lexopt::Parser::from_args(args);
+        match draft.read(&mut parser) {
+            Ok(Some(asked)) => Ok(asked),
+            Ok(None) => draft.finish(),
+            Err(error) => Err(Misuse { what: error.to_string(), command: draft.command }),
+        }
+    }
+}
+
+/// What has been read of the command line so far.
+#[derive(Default)]
+struct Draft {
+    command: Option<Command>,
+    words: Vec<String>,
+    net_dir: Option<PathBuf>,
+    plugin_dirs: Vec<PathBuf>,
+    cache_dir: Option<PathBuf>,
+    capability_args: Option<String>,
+    args: Option<String>,
+    ifname: Option<String>,
+    container_id: Option<String>,
+    timeout: Option<Duration>,
+    valid: Valid,
+}
+
+impl Draft {
+    /// Reads all arguments; ends early where one of them asks for help or for the program's version.
+    fn read(&mut self, parser: &mut lexopt::Parser) -> Result<Option<Asked>, lexopt::Error> {
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Short('h') | Long("help") => return Ok(Some(Asked::Help(self.command))),
+                Short('V') | Long("version") => return Ok(Some(Asked::OwnVersion)),
+                Short('i') | Long("ifname") => self.ifname = Some(parser.value()?.string()?),
+                Long("net-dir") => self.net_dir = Some(parser.value()?.into()),
+                Long("plugin-dir") => self.plugin_dirs.extend(std::env::split_paths(&parser.value()?)),
+                Long("cache-dir") => self.cache_dir = Some(parser.value()?.into()),
+                Long("capability-args") => self.capability_args = Some(parser.value()?.string()?),
+                Long("args") => self.args = Some(parser.value()?.string()?),
+                Long("container-id") => self.container_id = Some(parser.value()?.string()?),
+                Long("timeout") => {
+                    let seconds: u32 = parser.value()?.parse()?;
+                    self.timeout = Some(Duration::from_secs(seconds.into()));
+                }
+                Long("valid") => {
+                    let one = parser.value()?.string()?;
+                    match &mut self.valid {
+                        Valid::NotSaid => self.valid = Valid::Listed(vec![one]),
+                        Valid::Listed(list) => list.push(one),
+                        Valid::None => return Err("--all and --valid exclude each other".into()),
+                    }
+                }
+                Long("all") => {
+                    if let Valid::Listed(_) = self.valid {
+                        return Err("--all and --valid exclude each other".into());
+                    }
+                    self.valid = Valid::None;
+                }
+                Value(word) if self.command.is_none() => {
+                    let word = word.string()?;
+                    if word == "help" {
+                        return help(parser).map(Some);
+                    }
+                    self.command = Some(verb(&word)?);
+                }
+                Value(word) => self.words.push(word.string()?),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(None)
+    }
+
+    fn finish(self) -> Result<Asked, Misuse> {
+        let Some(command) = self.command else {
+            return Err(Misuse { what: "no command is given".to_owned(), command: None });
+        };
+        let misuse = |what: String| Err(Misuse { what, command: Some(command) });
+        let name = name_of(command);
+        if self.valid != Valid::NotSaid && command != Command::Gc {
+            return misuse(format!("--valid and --all belong to gc, not to {name}"));
+        }
+        let mut words = self.words.into_iter();
+        let Some(network) = words.next() else {
+            return misuse("the name of a network is missing".to_owned());
+        };
+        let netns = words.next();
+        if let Some(word) = words.next() {
+            return misuse(format!("{word:?} is one word too many"));
+        }
+        let needs_netns = match command {
+            Command::Add => true,
+            Command::Check | Command::Del => self.container_id.is_none(),
+            Command::Gc | Command::Status | Command::Version => false,
+        };
+        if needs_netns && netns.is_none() {
+            return misuse("the network namespace is missing".to_owned());
+        }
+        Ok(Asked::Verb(Box::new(Options {
+            command,
+            network,
+            netns,
+            net_dir: self.net_dir,
+            plugin_dirs: self.plugin_dirs,
+            cache_dir: self.cache_dir,
+            capability_args: self.capability_args,
+            args: self.args,
+            ifname: self.ifname,
+            container_id: self.container_id,
+            timeout: self.timeout,
+            valid: self.valid,
+        })))
+    }
+}
+
+/// `help [COMMAND]`.
+fn help(parser: &mut lexopt::Parser) -> Result<Asked, lexopt::Error> {
+    match parser.next()? {
+        Some(Value(word)) => Ok(Asked::Help(Some(verb(&word.string()?)?))),
+        _ => Ok(Asked::Help(None)),
+    }
+}
+
+fn verb(word: &str) -> Result<Command, String> {
+    COMMANDS.iter().find(|(name, _)| *name == word).map(|(_, command)| *command).ok_or_else(|| {
+        let names: Vec<&str> = COMMANDS.iter().map(|(name, _)| *name).collect();
+        format!("there is no command {word:?}; there are {} and help", names.join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Asked, Misuse> {
+        Asked::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    fn options(line: &str) -> Options {
+        match parse(line).unwrap() {
+            Asked::Verb(options) => *options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_and_words_may_mix() {
+        let options =
+            options("add --net-dir /a net -i eth1 web --plugin-dir /b:/c --plugin-dir=/d --timeout 5");
+        assert_eq!((options.command, options.network.as_str()), (Command::Add, "net"));
+        assert_eq!((options.netns.as_deref(), options.ifname.as_deref()), (Some("web"), Some("eth1")));
+        assert_eq!(options.plugin_dirs, ["/b", "/c", "/d"].map(PathBuf::from));
+        assert_eq!(options.timeout, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn help_is_there_for_the_whole_and_for_each_command() {
+        for (line, asked) in [
+            ("--help", Asked::Help(None)),
+            ("help", Asked::Help(None)),
+            ("-h", Asked::Help(None)),
+            ("gc --help", Asked::Help(Some(Command::Gc))),
+            ("help del", Asked::Help(Some(Command::Del))),
+            ("--version", Asked::OwnVersion),
+        ] {
+            assert_eq!(parse(line), Ok(asked), "{line}");
+        }
+    }
+
+    #[test]
+    fn valid_attachments_are_for_gc() {
+        assert_eq!(options("gc net").valid, Valid::NotSaid);
+        assert_eq!(options("gc net --all").valid, Valid::None);
+        assert_eq!(
+            options("gc net --valid a --valid b/eth1").valid,
+            Valid::Listed(vec!["a".into(), "b/eth1".into()])
+        );
+    }
+
+    #[test]
+    fn misuse_is_told() {
+        for (line, text) in [
+            ("", "no command is given"),
+            ("ad net web", r#"there is no command "ad"; there are add, check"#),
+            ("add", "the name of a network is missing"),
+            ("add net", "the network namespace is missing"),
+            ("del net", "the network namespace is missing"),
+            ("add net web eth0", r#""eth0" is one word too many"#),
+            ("add net web --valid a", "--valid and --all belong to gc"),
+            ("gc net --all --valid a", "exclude each other"),
+            ("gc net --valid a --all", "exclude each other"),
+            ("add --nonsense", "--nonsense"),
+            ("add net web --timeout soon", "soon"),
+            ("help ad", "there is no command"),
+        ] {
+            let misuse = parse(line).unwrap_err();
+            assert!(misuse.what.contains(text), "{line}: {misuse:?}");
+        }
+        assert!(parse("del net --container-id c").is_ok());
+        assert!(parse("status net").is_ok());
+    }
+}
