@@ -70,6 +70,9 @@ fn start() -> Result<ExitCode> {
     if !plugins.is_dir() {
         bail!("{} is not a directory", plugins.display());
     }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("namespaces and plugins need root");
+    }
     let judged = runner::run(&selected, &plugins, options.jobs, show);
     if let Some(other) = options.compare {
         let compared = runner::run(&selected, &other, options.jobs, |_| ());
