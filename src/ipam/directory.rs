@@ -13,8 +13,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::spec::{CniError, Code};
 
-/// Most bytes that are read of a file of the store or the index by [`Directory::read`].
-pub(super) const MAX_READ: usize = 1 << 20;
+/// Most bytes that are read of a file. No container id is longer: execve(2) takes no variable beyond 128 KiB.
+pub(super) const MAX_READ: usize = 1 << 18;
 
 /// An open directory, and its path for messages.
 #[derive(Debug)]

@@ -99,7 +99,8 @@ impl Static {
         for want in &self.addresses {
             match previous.ips.iter().find(|have| have.address == want.address) {
                 None => findings.push(format!("address {} is not in the previous result", want.address)),
-                Some(have) if have.gateway != want.gateway => findings.push(format!(
+                // Where none is configured, the plugin that has the interface may have decided on one.
+                Some(have) if want.gateway.is_some() && have.gateway != want.gateway => findings.push(format!(
                     "address {} has gateway {} in the previous result; configured is {}",
                     want.address,
                     text(have.gateway),

@@ -82,21 +82,21 @@ struct CniArgs {
     ips: Vec<String>,
 }
 
-/// The store of a configuration's network, from as little of the configuration as possible: DEL and GC work with a
-/// configuration whose ranges no longer make sense.
-pub fn store_of(conf: &NetConf, state: &Path) -> Store {
-    let data_dir = conf
+/// Where a configuration has its reservations kept, from as little of it as possible: DEL and GC work with one whose
+/// ranges no longer make sense.
+pub fn data_dir_of(conf: &NetConf) -> PathBuf {
+    conf
         .get("ipam")
         .and_then(Value::as_object)
         .and_then(|ipam| json::get(ipam, "dataDir"))
         .and_then(Value::as_str)
         .filter(|text| !text.is_empty())
-        .unwrap_or(DATA_DIR);
-    Store::new(Path::new(data_dir), &conf.name, state)
+        .unwrap_or(DATA_DIR)
+        .into()
 }
 
 impl HostLocal {
-    /// Reads a configuration for ADD, CHECK or STATUS; DEL and GC need [`store_of`] only.
+    /// Reads a configuration for ADD, CHECK or STATUS; DEL and GC need [`data_dir_of`] only.
     ///
     /// Range sets are numbered in this order: `runtimeConfig.ipRanges`, the range that stands in `ipam` itself (the
     /// oldest form), `ipam.ranges`. Requested addresses are those of `runtimeConfig.ips` and of `args.cni.ips`;
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn the_store_needs_no_valid_ranges() {
         let conf = |json: &str| NetConf::parse(json.as_bytes()).unwrap();
-        let path = |json: &str| store_of(&conf(json), Path::new("/run/x")).path().to_owned();
+        let path = |json: &str| data_dir_of(&conf(json)).join("n");
         assert_eq!(path(r#"{"name": "n", "ipam": {"ranges": 7, "DataDir": "/d"}}"#), Path::new("/d/n"));
         assert_eq!(path(r#"{"name": "n"}"#), Path::new("/var/lib/cni/networks/n"));
     }

@@ -124,7 +124,11 @@ impl Index {
     }
 
     fn write(&mut self, owners: &Owners) -> Result<(), Errno> {
-        match std::fs::remove_dir_all(&self.path) {
+        let removed = match std::fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => std::fs::remove_file(&self.path),
+            other => other,
+        };
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(errno_of(&error)),
             _ => {}
         }

@@ -14,7 +14,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::unistd::linkat;
 
 use super::boot::BootId;
-use super::directory::{Directory, errno_of, read_all};
+use super::directory::{Directory, MAX_READ, errno_of, read_all};
 use crate::spec::names::{check_identifier, check_ifname};
 use crate::spec::{Attachment, CniError};
 
@@ -100,6 +100,9 @@ pub(super) fn look(directory: &Directory, address: IpAddr, kind: Option<Type>) -
         return Found::Opaque;
     }
     let Ok(content) = read_all(&mut file) else { return Found::Opaque };
+    if content.len() >= MAX_READ {
+        return Found::Opaque;
+    }
     // After a power failure a filesystem may show as many zeros as there should be content.
     if content.iter().all(|byte| *byte == 0 || byte.is_ascii_whitespace()) {
         return Found::Torn(BootId::of(&file));
