@@ -1,0 +1,171 @@
+# Everything is done by cargo; this knows what it needs, where the plugins go, and which names they have.
+# `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+# The plugin types, one hard link each. The same list as in src/registry.rs.
+PLUGINS := bridge host-local loopback static
+
+BINDIR ?= /opt/cni/bin
+DESTDIR ?=
+
+# A target of musl makes a program without any library, which runs on every Linux of this architecture.
+RUST_TARGET ?= $(shell uname -m)-unknown-linux-musl
+export CARGO_TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+BINARY := $(CARGO_TARGET_DIR)/$(RUST_TARGET)/release/bridgehead
+# Where demo, tests and benchmark have the plugins installed.
+STAGE := $(CARGO_TARGET_DIR)/stage
+
+# The plugins to compare with: those that `make reference` has fetched, or else those that Debian has installed.
+DEBIAN_PLUGINS := /usr/lib/cni
+FETCHED_PLUGINS := $(CARGO_TARGET_DIR)/reference/usr/lib/cni
+REFERENCE ?= $(firstword $(wildcard $(FETCHED_PLUGINS)) $(DEBIAN_PLUGINS))
+
+# What is needed besides Rust: a command or a file, and the Debian package that has it.
+BUILD_NEEDS := cc:gcc /usr/include/stdlib.h:libc6-dev
+DEMO_NEEDS := ip:iproute2 nft:nftables ping:iputils-ping unshare:util-linux
+TEST_NEEDS := $(DEMO_NEEDS) iptables:iptables strace:strace $(DEBIAN_PLUGINS)/bridge:containernetworking-plugins
+
+export PATH := $(PATH):/usr/sbin:/sbin
+
+# $(call install_packages,NEEDS,WHAT FOR): installs what is missing, and tells; nothing is done if nothing is missing.
+define install_packages
+@missing=; \
+for need in $(1); do \
+    command -v "$${need%%:*}" >/dev/null || [ -e "$${need%%:*}" ] || missing+=" $${need##*:}"; \
+done; \
+if [ -z "$$missing" ]; then exit 0; fi; \
+echo "$(2) needs these Debian packages, which are not installed:$$missing"; \
+if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+    echo "Only root can install them, and only with apt-get. Please install them and try again." >&2; exit 1; \
+fi; \
+export DEBIAN_FRONTEND=noninteractive; \
+install() { apt-get install -y -q --no-install-recommends $$missing; }; \
+if apt-get install -s -q $$missing >/dev/null 2>&1 && install; then exit 0; fi; \
+echo "The package lists are too old or not there: apt-get update"; \
+apt-get update -q; \
+install
+endef
+
+define need_root
+@if [ "$$(id -u)" != 0 ]; then echo "make $@ needs root, to make network namespaces: sudo make $@" >&2; exit 1; fi
+endef
+
+.PHONY: help
+help: ## this text
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+.PHONY: build
+build: ## build the plugins, one static file
+	$(call install_packages,$(BUILD_NEEDS),The linker that Rust uses)
+	@if ! command -v cargo >/dev/null && [ -x '$(BINARY)' ]; then \
+	    echo "There is no cargo here; taking $(BINARY) as it is."; exit 0; \
+	fi; \
+	if [ ! -d "$$(rustc --print target-libdir --target $(RUST_TARGET))" ]; then \
+	    echo "Rust's standard library for $(RUST_TARGET) is missing; a static program needs it."; \
+	    if ! command -v rustup >/dev/null; then \
+	        echo "There is no rustup to fetch it; please install it as you have installed Rust." >&2; exit 1; \
+	    fi; \
+	    rustup target add $(RUST_TARGET); \
+	fi; \
+	cargo build --release --locked --target $(RUST_TARGET) -p bridgehead
+
+# Each name is written aside, in a directory of its own where no runtime looks for plugins, and renamed into place.
+# So a plugin that is being executed can be replaced, and whoever calls one meanwhile finds the old or the new one.
+.PHONY: install
+install: build ## put the plugins into DESTDIR/BINDIR (BINDIR=/opt/cni/bin), replacing what is there
+	@dir='$(DESTDIR)$(BINDIR)'; \
+	mkdir -p "$$dir"; \
+	aside=$$(mktemp -d "$$dir/.bridgehead.XXXXXX"); \
+	trap 'rm -rf "$$aside"' EXIT; \
+	install -m 0755 '$(BINARY)' "$$aside/bridgehead"; \
+	for name in $(PLUGINS); do ln "$$aside/bridgehead" "$$aside/$$name"; done; \
+	sync "$$aside/bridgehead"; \
+	for name in $(PLUGINS) bridgehead; do mv -f -T "$$aside/$$name" "$$dir/$$name"; done; \
+	sync "$$dir"; \
+	echo "In $$dir: bridgehead $(PLUGINS)"
+
+.PHONY: uninstall
+uninstall: ## remove what install has put there
+	@dir='$(DESTDIR)$(BINDIR)'; \
+	for name in $(PLUGINS); do \
+	    if [ "$$dir/$$name" -ef "$$dir/bridgehead" ]; then rm "$$dir/$$name"; fi; \
+	done; \
+	rm -f "$$dir/bridgehead"
+
+.PHONY: stage
+stage: build
+	@$(MAKE) --no-print-directory install DESTDIR= BINDIR='$(STAGE)'
+
+.PHONY: demo
+demo: ## root: two pods on one host, shown step by step; nothing of this machine is touched
+	$(need_root)
+	$(call install_packages,$(DEMO_NEEDS),The demo)
+	@$(MAKE) --no-print-directory stage
+	@demo/run.sh --plugins '$(STAGE)' $(if $(NETWORK),--network '$(NETWORK)')
+
+.PHONY: packages
+packages: ## root: install the Debian packages that test, bench and demo use, if they are missing
+	$(call install_packages,$(BUILD_NEEDS) $(TEST_NEEDS),Testing)
+
+.PHONY: test
+test: ## root: unit tests, every network of test-configs, and the conformance suite
+	$(need_root)
+	@$(MAKE) --no-print-directory packages stage
+	cargo test --workspace --locked
+	test-configs/attach-each '$(STAGE)'
+	@$(MAKE) --no-print-directory conformance
+
+.PHONY: conformance
+conformance: ## root: judge PLUGINS_DIR (the plugins built here) and REFERENCE; only FILTER=TEXT
+	$(need_root)
+	@$(if $(PLUGINS_DIR),,$(MAKE) --no-print-directory stage)
+	cargo run --quiet --locked -p conformance -- --plugins '$(or $(PLUGINS_DIR),$(STAGE))' \
+	    $(if $(FILTER),--filter '$(FILTER)') $(if $(wildcard $(REFERENCE)),--compare '$(REFERENCE)')
+
+.PHONY: bench
+bench: ## root: time the plugins against REFERENCE; PODS=100 ROUNDS=3 ONLY=TEXT JSON=FILE
+	$(need_root)
+	@$(MAKE) --no-print-directory packages stage
+	cargo run --quiet --release --locked --target $(RUST_TARGET) -p conformance --bin bench -- \
+	    --plugins '$(STAGE)' --reference '$(REFERENCE)' \
+	    $(if $(PODS),--pods $(PODS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only '$(ONLY)') \
+	    $(if $(JSON),--json '$(JSON)')
+
+# The lists of the machine's apt stay as they are: these have a directory of their own.
+.PHONY: reference
+reference: ## fetch Debian's newest reference plugins into target/, to compare with; nothing is installed
+	@site=$$(apt-get indextargets --format '$$(SITE)' 'Created-By: Packages' 'Label: Debian' | head -n 1); \
+	site=$${site:-http://deb.debian.org/debian}; \
+	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	mkdir -p "$$work/lists/partial" "$$work/cache/archives/partial"; \
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$site sid main" >"$$work/sources.list"; \
+	apt() { apt-get -q -o APT::Sandbox::User=root -o Dir::Etc::sourcelist="$$work/sources.list" \
+	    -o Dir::Etc::sourceparts=- -o Dir::State::lists="$$work/lists" -o Dir::Cache="$$work/cache" "$$@"; }; \
+	apt update; \
+	(cd "$$work" && apt download containernetworking-plugins); \
+	rm -rf '$(CARGO_TARGET_DIR)/reference'; mkdir -p '$(CARGO_TARGET_DIR)/reference'; \
+	dpkg -x "$$work"/*.deb '$(CARGO_TARGET_DIR)/reference'; \
+	echo "In $(FETCHED_PLUGINS), and compared with from now on: $$(basename "$$work"/*.deb)"
+
+.PHONY: lint
+lint: ## formatting, clippy, documentation, shell scripts: no warning passes
+	@for component in rustfmt clippy; do \
+	    if ! cargo "$${component/rust/}" --version >/dev/null 2>&1; then \
+	        echo "Rust's $$component is missing."; rustup component add $$component; \
+	    fi; \
+	done
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
+	@if command -v shellcheck >/dev/null; then \
+	    shellcheck demo/private-host demo/run.sh test-configs/attach-each .ci/run; \
+	else \
+	    echo "There is no shellcheck here; the shell scripts were not looked at."; \
+	fi
+
+.PHONY: clean
+clean: ## remove everything that was built or fetched
+	cargo clean
