@@ -1,6 +1,7 @@
 //! The kernel: namespaces, netlink, nf_tables, iptables, sysctl. Knows nothing of CNI.
 
 pub mod error;
+pub mod iptables;
 pub mod mac;
 pub mod netlink;
 pub mod netns;

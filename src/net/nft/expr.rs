@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
+use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup, Meta,
     Payload, VerdictAttribute,
@@ -181,11 +181,6 @@ pub fn octets(address: IpAddr) -> Vec<u8> {
         IpAddr::V4(a) => a.octets().to_vec(),
         IpAddr::V6(a) => a.octets().to_vec(),
     }
-}
-
-/// A nested attribute of a type that the message crate does not know.
-pub(crate) fn nested(kind: u16, value: Vec<u8>) -> DefaultNla {
-    DefaultNla::new(kind | NLA_F_NESTED, value)
 }
 
 /// The verdict of an `immediate`, if it has one.

@@ -26,7 +26,7 @@ pub use expr::Expr;
 pub use rule::Rule;
 pub use set::{Carries, Element, KeyType, Set};
 pub use table::{Family, Table};
-pub use transaction::Transaction;
+pub use transaction::{Transaction, repeat_if_overtaken};
 pub use verdict::Verdict;
 
 /// `NETLINK_NETFILTER` (linux/netlink.h).
@@ -157,4 +157,4 @@ fn elements(deed: &str, body: &[u8]) -> Result<Vec<Element>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

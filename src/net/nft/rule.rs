@@ -76,14 +76,33 @@ impl Rule {
         NlasIterator::new(self.expressions.as_slice()).map_while(|element| {
             let element: NlaBuffer<&[u8]> = element.ok()?;
             match ListAttribute::<ExpressionAttribute>::parse(&element).ok()? {
-                ListAttribute::Element(parts) => parts.into_iter().find_map(|part| match part {
-                    ExpressionAttribute::Data(expressions) => Some(expressions),
-                    // `masquerade` without flags: a name and no data.
-                    _ => None,
-                }),
+                ListAttribute::Element(parts) => content(parts),
                 _ => None,
             }
         })
+    }
+
+    /// Whether these are its expressions. What the kernel adds to them (defaults, packets counted) does not matter.
+    pub fn consists_of(&self, expressions: &[Expr]) -> bool {
+        let mut wanted = expressions.iter();
+        let mut found = self.expressions();
+        loop {
+            match (wanted.next(), found.next()) {
+                (None, None) => return true,
+                (Some(Expr(ListAttribute::Element(parts))), Some(found)) => {
+                    if !content(parts.clone()).is_some_and(|wanted| includes(&found, &wanted)) {
+                        return false;
+                    }
+                }
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether another rule is written with the same bytes.
+    #[cfg(test)]
+    pub(crate) fn has_same_expressions(&self, other: &Self) -> bool {
+        self.expressions == other.expressions
     }
 
     /// Whether it jumps or goes to a chain of the same table.
@@ -100,5 +119,37 @@ impl Rule {
             Expressions::Immediate(attributes) => expr::verdict_of(&attributes),
             _ => None,
         })
+    }
+}
+
+/// The content of an expression from its parts: a name and data; some have a name only.
+fn content(parts: Vec<ExpressionAttribute>) -> Option<Expressions> {
+    let mut name = None;
+    for part in parts {
+        match part {
+            ExpressionAttribute::Data(expressions) => return Some(expressions),
+            ExpressionAttribute::Name(text) => name = Some(text),
+            _ => {}
+        }
+    }
+    name.map(|expression_type| Expressions::Other { expression_type, attributes: vec![] })
+}
+
+fn includes(found: &Expressions, wanted: &Expressions) -> bool {
+    fn all<T: PartialEq>(found: &[T], wanted: &[T]) -> bool {
+        wanted.iter().all(|attribute| found.contains(attribute))
+    }
+    match (found, wanted) {
+        (Expressions::Bitwise(found), Expressions::Bitwise(wanted)) => all(found, wanted),
+        (Expressions::Cmp(found), Expressions::Cmp(wanted)) => all(found, wanted),
+        (Expressions::Immediate(found), Expressions::Immediate(wanted)) => all(found, wanted),
+        (Expressions::Lookup(found), Expressions::Lookup(wanted)) => all(found, wanted),
+        (Expressions::Meta(found), Expressions::Meta(wanted)) => all(found, wanted),
+        (Expressions::Payload(found), Expressions::Payload(wanted)) => all(found, wanted),
+        (
+            Expressions::Other { expression_type: found_type, attributes: found },
+            Expressions::Other { expression_type, attributes: wanted },
+        ) => found_type == expression_type && (expression_type == "counter" || all(found, wanted)),
+        _ => false,
     }
 }

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use netlink_packet_core::{DefaultNla, Parseable};
+use netlink_packet_core::Parseable;
 use netlink_packet_netfilter::nftables::{
-    DataAttribute, ListAttribute, NfTablesMessage, SetAttribute, SetDescription, SetElementAttribute,
-    SetElementList, SetElementMessage, SetFlags, SetMessage,
+    DataAttribute, ListAttribute, NfTablesMessage, SetAttribute, SetElementAttribute, SetElementList,
+    SetElementMessage, SetFlags, SetMessage,
 };
 
 use super::expr;
@@ -16,10 +16,6 @@ use super::verdict::Verdict;
 
 /// `NFT_DATA_VERDICT` (linux/netfilter/nf_tables.h).
 const DATA_VERDICT: u32 = 0xffff_ff00;
-
-/// `NFTA_LIST_ELEM`, `NFTA_SET_FIELD_LEN` (linux/netfilter/nf_tables.h).
-const LIST_ELEM: u16 = 1;
-const SET_FIELD_LEN: u16 = 1;
 
 /// Bits by which the parts of a concatenation are told apart in the type of its key (`TYPE_BITS` of nftables).
 const TYPE_BITS: u32 = 6;
@@ -51,6 +47,14 @@ impl KeyType {
             Self::InetProtocol => 12,
             Self::InetService => 13,
             Self::Ifname => 41,
+        }
+    }
+
+    /// `enum byteorder` of nftables: of the host, or of the network.
+    fn byte_order(self) -> u32 {
+        match self {
+            Self::Ifname => 1,
+            _ => 2,
         }
     }
 
@@ -136,18 +140,15 @@ pub fn ifname_key(name: &str) -> [u8; 16] {
 impl Set<'_> {
     pub(super) fn added(self, id: u32) -> NfTablesMessage {
         let types = self.key.iter().fold(0, |number, part| number << TYPE_BITS | part.number());
-        let concatenation = self.key.len() > 1;
         let len = match self.key {
             [one] => one.len(),
             parts => parts.iter().map(|part| part.len().next_multiple_of(4)).sum(),
         };
-        let mut flags = SetFlags::empty();
-        if self.carries == Carries::Verdict {
-            flags |= SetFlags::Map;
-        }
-        if concatenation {
-            flags |= SetFlags::Concat;
-        }
+        // NFT_SET_CONCAT is for concatenations of intervals only.
+        let flags = match self.carries {
+            Carries::Nothing => SetFlags::empty(),
+            Carries::Verdict => SetFlags::Map,
+        };
         let mut attributes = vec![
             SetAttribute::Table(self.table.name.to_owned()),
             SetAttribute::Name(self.name.to_owned()),
@@ -156,21 +157,13 @@ impl Set<'_> {
             SetAttribute::KeyType(types),
             SetAttribute::KeyLen(len),
         ];
+        // Without it, nft prints a set of links' names as if they were empty. It knows better in a concatenation.
+        if let [one] = self.key {
+            attributes.push(SetAttribute::UserData(userdata::encode_key_byte_order(one.byte_order())));
+        }
         if self.carries == Carries::Verdict {
             attributes.push(SetAttribute::DataType(DATA_VERDICT));
             attributes.push(SetAttribute::DataLen(0));
-        }
-        if concatenation {
-            let fields = self.key.iter().map(|part| {
-                let mut len = vec![8, 0, SET_FIELD_LEN as u8, 0];
-                // The attribute's own header is in the byte order of the host.
-                len[..2].copy_from_slice(&8u16.to_ne_bytes());
-                len[2..4].copy_from_slice(&SET_FIELD_LEN.to_ne_bytes());
-                len.extend_from_slice(&part.len().to_be_bytes());
-                expr::nested(LIST_ELEM, len)
-            });
-            let fields: Vec<DefaultNla> = fields.collect();
-            attributes.push(SetAttribute::Description(vec![SetDescription::Concat(fields)]));
         }
         NfTablesMessage::NewSet(SetMessage { attributes })
     }

@@ -3,11 +3,13 @@
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use nix::errno::Errno;
 
 use super::chain::{Base, Chain};
 use super::expr::Expr;
 use super::set::{Element, Set};
 use super::table::{Family, Table};
+use crate::net::Result;
 use crate::net::netlink::Message;
 
 /// Flags of a request that makes something (linux/netlink.h).
@@ -16,6 +18,20 @@ const NLM_F_APPEND: u16 = 0x800;
 
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h).
 const SUBSYSTEM: u16 = 10;
+
+/// How often a change is tried that somebody else's came before.
+const TRIES: usize = 3;
+
+/// Asks and changes, and once more if what was asked about changed in between: an object vanished, or appeared.
+pub fn repeat_if_overtaken<T>(mut ask_and_change: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..TRIES {
+        match ask_and_change() {
+            Err(e) if matches!(e.errno, Errno::EEXIST | Errno::ENOENT | Errno::EBUSY) => {}
+            answer => return answer,
+        }
+    }
+    ask_and_change()
+}
 
 #[derive(Clone, Debug)]
 struct Step {

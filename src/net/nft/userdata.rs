@@ -22,6 +22,14 @@ pub(super) fn encode(comment: &str) -> Vec<u8> {
     bytes
 }
 
+/// The byte order of a set's key as user data of the set, where type 0 means that (`NFTNL_UDATA_SET_KEYBYTEORDER`).
+pub(super) fn encode_key_byte_order(order: u32) -> Vec<u8> {
+    const KEY_BYTE_ORDER: u8 = 0;
+    let mut bytes = vec![KEY_BYTE_ORDER, 4];
+    bytes.extend_from_slice(&order.to_ne_bytes());
+    bytes
+}
+
 /// The comment in user data, if there is one.
 pub(super) fn decode(mut bytes: &[u8]) -> Option<String> {
     while let [kind, len, rest @ ..] = bytes {

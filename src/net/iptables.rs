@@ -1,0 +1,81 @@
+//! iptables: the rules of the reference plugins, which other programs read and change with the `iptables` commands.
+//!
+//! There are two kernels behind that command. The newer one is nf_tables: a rule is written there as the command
+//! would write it ([`Rule::expressions`]), without executing anything, and `iptables -S` cannot tell the difference.
+//! The older one has no interface but the command's own ([`Legacy`]).
+
+mod entries;
+pub mod legacy;
+mod native;
+pub mod rule;
+
+use std::path::{Path, PathBuf};
+
+use super::nft::{Family, Table};
+pub use legacy::Legacy;
+pub use rule::{AddressMatch, Rule, Target};
+
+/// Where commands are looked for, whatever `PATH` says: a runtime's environment is not ours to trust.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A protocol, each with its own command and tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// IPv4: `iptables`.
+    Ipv4,
+    /// IPv6: `ip6tables`.
+    Ipv6,
+}
+
+impl Protocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    /// What its commands' names begin with.
+    fn command(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "iptables",
+            Self::Ipv6 => "ip6tables",
+        }
+    }
+
+    /// The `nat` table that the nf_tables variant keeps for it.
+    pub fn nat(self) -> Table<'static> {
+        match self {
+            Self::Ipv4 => Table::new(Family::Ip, "nat"),
+            Self::Ipv6 => Table::new(Family::Ip6, "nat"),
+        }
+    }
+}
+
+/// Which kernel interface the command stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// `iptables-nft`: nf_tables.
+    Nft,
+    /// `iptables-legacy`: ip_tables.
+    Legacy,
+}
+
+/// The variant that the system's `iptables` is; `None` without that command. Nothing is executed.
+pub fn installed(protocol: Protocol) -> Option<Variant> {
+    let path = find(&format!("{}-restore", protocol.command()))?;
+    let binary = path.canonicalize().ok()?;
+    let name = binary.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    Some(match name {
+        // All commands of a variant are one binary. `xtables-compat-multi` is an old name of the nf_tables one.
+        _ if name.contains("nft") || name.contains("compat") => Variant::Nft,
+        _ if name.contains("legacy") || name == "xtables-multi" => Variant::Legacy,
+        // A script that chooses: so do we, as such scripts do, by what is in use.
+        _ if legacy::has_tables(protocol) => Variant::Legacy,
+        _ => Variant::Nft,
+    })
+}
+
+/// The path of a command.
+fn find(name: &str) -> Option<PathBuf> {
+    PATH.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests;

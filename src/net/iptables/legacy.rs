@@ -1,0 +1,210 @@
+//! iptables where it is not nf_tables: a table is read and replaced as a whole, under a lock that belongs to the
+//! command. So changes go through `iptables-restore`, all of them in one execution.
+
+use std::fs;
+use std::io::{PipeReader, Read, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{PATH, Protocol, Rule, Variant, entries, find, installed};
+use crate::net::{Error, Result};
+
+/// How long the commands wait for the lock that they share, in seconds.
+const LOCK_SECONDS: u32 = 10;
+
+/// How long a command may take in all.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Whether this namespace has legacy tables of a protocol in use. Without, nothing can be in them.
+///
+/// The kernel lists a table here once somebody used it in this namespace.
+pub fn has_tables(protocol: Protocol) -> bool {
+    table_names(protocol).is_some_and(|names| !names.is_empty())
+}
+
+/// Whether this namespace has the legacy `nat` table of a protocol.
+pub fn has_nat(protocol: Protocol) -> bool {
+    table_names(protocol).is_some_and(|names| names.lines().any(|name| name == "nat"))
+}
+
+/// Whether the legacy `nat` table of a protocol has a chain; nothing is executed.
+pub fn nat_has_chain(protocol: Protocol, chain: &str) -> Result<bool> {
+    // Asking for the entries of a table would make the table.
+    if has_nat(protocol) { entries::nat_has_chain(protocol, chain) } else { Ok(false) }
+}
+
+/// Whether the kernel has legacy tables of a protocol, in use or not.
+pub fn is_supported(protocol: Protocol) -> bool {
+    table_names(protocol).is_some() || module_is_there(protocol)
+}
+
+/// `None` where the kernel does not have legacy tables, or has not loaded them.
+fn table_names(protocol: Protocol) -> Option<String> {
+    // Not /proc/net: that is the namespace of the first thread, not of this one.
+    let path = match protocol {
+        Protocol::Ipv4 => "/proc/thread-self/net/ip_tables_names",
+        Protocol::Ipv6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(path).ok()
+}
+
+/// Whether the command could load the module.
+fn module_is_there(protocol: Protocol) -> bool {
+    let (directory, module) = match protocol {
+        Protocol::Ipv4 => ("ipv4", "ip_tables.ko"),
+        Protocol::Ipv6 => ("ipv6", "ip6_tables.ko"),
+    };
+    let Ok(release) = fs::read_to_string("/proc/sys/kernel/osrelease") else { return false };
+    let directory = format!("/lib/modules/{}/kernel/net/{directory}/netfilter", release.trim());
+    let compressions = ["", ".xz", ".zst", ".gz"];
+    compressions.iter().any(|end| fs::exists(format!("{directory}/{module}{end}")).unwrap_or(false))
+}
+
+/// The legacy commands of a protocol.
+#[derive(Clone, Debug)]
+pub struct Legacy {
+    list: PathBuf,
+    restore: PathBuf,
+    names: [String; 2],
+}
+
+impl Legacy {
+    /// The commands, under the name that can be no other variant's, or else under their plain name.
+    pub fn find(protocol: Protocol) -> Result<Self> {
+        let command = protocol.command();
+        let pair = |list: String, restore: String| {
+            Some(Self { list: find(&list)?, restore: find(&restore)?, names: [list, restore] })
+        };
+        pair(format!("{command}-legacy"), format!("{command}-legacy-restore"))
+            .or_else(|| {
+                installed(protocol).filter(|variant| *variant == Variant::Legacy)?;
+                pair(command.to_owned(), format!("{command}-restore"))
+            })
+            .ok_or_else(|| {
+                Error::new(format!("find {command} of the legacy variant in {PATH}"), Errno::ENOENT)
+            })
+    }
+
+    /// The rules of a chain of the `nat` table, a line each, as `iptables -S <chain>` prints them: the first declares
+    /// the chain, the others begin with `-A <chain> `. `None` where there is no such chain.
+    pub fn nat_rules(&self, chain: &str) -> Result<Option<Vec<String>>> {
+        let wait = LOCK_SECONDS.to_string();
+        let mut command = Command::new(&self.list);
+        command.args(["--wait", &wait, "-t", "nat", "-S", chain]);
+        let outcome = execute(&self.names[0], command, "")?;
+        if outcome.success {
+            return Ok(Some(outcome.said.lines().map(str::to_owned).collect()));
+        }
+        // The only words for it that there are; translations do not exist.
+        if outcome.said.contains("No chain/target/match by that name") {
+            return Ok(None);
+        }
+        Err(refused(format!("list chain {chain} of nat with {}", self.names[0]), outcome))
+    }
+
+    /// Makes changes to the `nat` table, all or none.
+    pub fn change_nat(&self, changes: &[Change]) -> Result<()> {
+        let wait = LOCK_SECONDS.to_string();
+        let mut command = Command::new(&self.restore);
+        command.args(["--noflush", "--wait", &wait]);
+        let input = script(changes);
+        let outcome = execute(&self.names[1], command, &input)?;
+        if outcome.success {
+            return Ok(());
+        }
+        // It names the line, so the line is shown.
+        let deed = format!("change table nat with {}:\n{input}", self.names[1]);
+        Err(refused(deed, outcome))
+    }
+}
+
+/// A line for `iptables-restore`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// `:<chain> - [0:0]`: makes a chain, or empties it.
+    EmptyChain(String),
+    /// `-A <chain> <rule>`
+    Append(String, Rule),
+    /// `-I <chain> <rule>`
+    Insert(String, Rule),
+    /// `-D`, and a rule's line without its `-A`, as [`Legacy::nat_rules`] gave it.
+    Delete(String),
+    /// `-X <chain>`
+    DeleteChain(String),
+}
+
+fn script(changes: &[Change]) -> String {
+    let mut text = "*nat\n".to_owned();
+    for change in changes {
+        match change {
+            Change::EmptyChain(chain) => text.push_str(&format!(":{chain} - [0:0]\n")),
+            Change::Append(chain, rule) => text.push_str(&format!("-A {chain} {rule}\n")),
+            Change::Insert(chain, rule) => text.push_str(&format!("-I {chain} {rule}\n")),
+            Change::Delete(line) => text.push_str(&format!("-D {line}\n")),
+            Change::DeleteChain(chain) => text.push_str(&format!("-X {chain}\n")),
+        }
+    }
+    text.push_str("COMMIT\n");
+    text
+}
+
+struct Outcome {
+    success: bool,
+    /// What it wrote to both of its outputs.
+    said: String,
+}
+
+/// A refusal in the words of the command. It has no error number of its own.
+fn refused(deed: String, outcome: Outcome) -> Error {
+    Error { deed, errno: Errno::EIO, text: outcome.said.trim().to_owned() }
+}
+
+fn execute(name: &str, mut command: Command, input: &str) -> Result<Outcome> {
+    let failed = |e: std::io::Error| Error::from_io(format!("execute {name}"), &e);
+    let (mut reader, writer) = std::io::pipe().map_err(failed)?;
+    command.env_clear().env("PATH", PATH).env("LC_ALL", "C").current_dir("/");
+    command.stdin(Stdio::piped()).stdout(writer.try_clone().map_err(failed)?).stderr(writer);
+    let mut child = command.spawn().map_err(failed)?;
+    // It holds the pipe's other end, which would keep the pipe from ending.
+    drop(command);
+    if let Some(mut stdin) = child.stdin.take() {
+        // A few hundred bytes fit into the pipe. A child that ended early says why on its standard error.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let said = read_to_end(&mut reader);
+    if said.is_err() {
+        // It may have ended by itself meanwhile.
+        let _ = child.kill();
+    }
+    let status = child.wait().map_err(failed)?;
+    let said = said.map_err(|e| Error::new(format!("execute {name}"), e))?;
+    Ok(Outcome { success: status.success(), said: String::from_utf8_lossy(&said).into_owned() })
+}
+
+/// Reads until nobody can write any more, or the deadline is over.
+fn read_to_end(reader: &mut PipeReader) -> std::result::Result<Vec<u8>, Errno> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut bytes = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).map_err(|_| Errno::EINVAL)?;
+        match poll(&mut [PollFd::new(reader.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) => return Err(Errno::ETIMEDOUT),
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(e) => return Err(e),
+        }
+        let mut buffer = [0; 4096];
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(len) => bytes.extend_from_slice(&buffer[..len]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::from_io("", &e).errno),
+        }
+    }
+}
