@@ -1,2 +1,21 @@
-//! bridgehead
-fn main() {}
+//! One program of many names: the name it is called by says which plugin it is. `bridgehead` is the tool for people.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use bridgehead::{dispatch, logger, registry, tool};
+
+// musl's allocator maps and unmaps memory for each larger block, which costs a netlink program a third of its time.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
+fn main() -> ExitCode {
+    logger::start();
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    let name = Path::new(&called).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    match registry::find(name) {
+        Some(plugin) => dispatch::run(plugin),
+        None => tool::run(arguments),
+    }
+}

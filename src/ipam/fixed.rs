@@ -100,12 +100,14 @@ impl Static {
             match previous.ips.iter().find(|have| have.address == want.address) {
                 None => findings.push(format!("address {} is not in the previous result", want.address)),
                 // Where none is configured, the plugin that has the interface may have decided on one.
-                Some(have) if want.gateway.is_some() && have.gateway != want.gateway => findings.push(format!(
-                    "address {} has gateway {} in the previous result; configured is {}",
-                    want.address,
-                    text(have.gateway),
-                    text(want.gateway)
-                )),
+                Some(have) if want.gateway.is_some() && have.gateway != want.gateway => {
+                    findings.push(format!(
+                        "address {} has gateway {} in the previous result; configured is {}",
+                        want.address,
+                        text(have.gateway),
+                        text(want.gateway)
+                    ))
+                }
                 Some(_) => {}
             }
         }

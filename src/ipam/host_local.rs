@@ -85,8 +85,7 @@ struct CniArgs {
 /// Where a configuration has its reservations kept, from as little of it as possible: DEL and GC work with one whose
 /// ranges no longer make sense.
 pub fn data_dir_of(conf: &NetConf) -> PathBuf {
-    conf
-        .get("ipam")
+    conf.get("ipam")
         .and_then(Value::as_object)
         .and_then(|ipam| json::get(ipam, "dataDir"))
         .and_then(Value::as_str)

@@ -80,6 +80,9 @@ fn encode<T: NetlinkSerializable>(flags: u16, payload: T) -> Vec<u8> {
     bytes
 }
 
+/// Messages of a multicast group: their types and their bodies.
+pub type Events = Vec<(u16, Vec<u8>)>;
+
 /// What the kernel said about one request of a batch.
 pub type Answer = std::result::Result<(), Error>;
 
@@ -187,7 +190,7 @@ impl Socket {
     }
 
     /// The messages of the next datagram of a multicast group, as (type, body) pairs; `None` once the deadline is over.
-    pub fn next_events(&mut self, deadline: Instant) -> Result<Option<Vec<(u16, Vec<u8>)>>> {
+    pub fn next_events(&mut self, deadline: Instant) -> Result<Option<Events>> {
         let deed = || "wait for a netlink event".to_owned();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -4,9 +4,40 @@
 //! what should exist, and it can be written into the attachment's record and read back, so that DEL and GC remove
 //! what ADD made and not what somebody thinks it made.
 
+pub mod addressing;
+pub mod bridge;
+pub mod forwarding;
+pub mod gateway;
+pub mod lease;
+pub mod loopback;
+pub mod mac_guard;
+pub mod masquerade;
+pub mod owner;
+pub mod pod_sysctls;
+pub mod port_state;
+pub mod port_vlans;
+pub mod veth;
+pub mod vlan_gateway;
+pub mod world;
+
 use std::fmt;
 
-use crate::net;
+use serde::{Deserialize, Serialize};
+
+pub use addressing::Addressing;
+pub use bridge::Bridge;
+pub use forwarding::Forwarding;
+pub use gateway::Gateway;
+pub use lease::Lease;
+pub use loopback::Loopback;
+pub use mac_guard::MacGuard;
+pub use masquerade::{ForeignMasquerade, Masquerade};
+pub use pod_sysctls::PodSysctls;
+pub use port_state::PortState;
+pub use port_vlans::PortVlans;
+pub use veth::{ForeignVeth, Veth};
+pub use vlan_gateway::VlanGateway;
+pub use world::World;
 
 /// What `ensure` did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +62,8 @@ pub struct Finding {
 pub enum Drift {
     /// It is not there.
     Missing,
+    /// Somebody else looked and says so, in a sentence that names the object.
+    Told,
     /// It is otherwise.
     Differs {
         /// What it should be.
@@ -46,6 +79,11 @@ impl Finding {
         Self { object: object.into(), drift: Drift::Missing }
     }
 
+    /// What somebody else found, in his words.
+    pub fn told(sentence: String) -> Self {
+        Self { object: sentence, drift: Drift::Told }
+    }
+
     /// An object that is otherwise than it should be.
     pub fn differs(object: impl Into<String>, want: impl fmt::Display, have: impl fmt::Display) -> Self {
         let drift = Drift::Differs { want: want.to_string(), have: have.to_string() };
@@ -57,25 +95,124 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.drift {
             Drift::Missing => write!(f, "{} is missing", self.object),
+            Drift::Told => f.write_str(&self.object),
             Drift::Differs { want, have } => write!(f, "{} should be {want} and is {have}", self.object),
         }
     }
 }
 
-/// What resources act on: the host's namespace, the pod's, and the tables of the host.
-///
-/// Sockets are opened when they are first needed: a DEL of a pod without NAT never opens nf_tables.
-#[derive(Debug)]
-pub struct World {
-    nft: Option<net::nft::Nft>,
+/// A thing that an attachment is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resource {
+    /// Addresses from an IPAM.
+    Lease(Lease),
+    /// The bridge.
+    Bridge(Bridge),
+    /// The link with the gateway addresses of a VLAN.
+    VlanGateway(VlanGateway),
+    /// A gateway address.
+    Gateway(Gateway),
+    /// Forwarding of packets.
+    Forwarding(Forwarding),
+    /// The veth pair.
+    Veth(Veth),
+    /// A veth pair that another suite made.
+    ForeignVeth(ForeignVeth),
+    /// VLANs of the bridge port.
+    PortVlans(PortVlans),
+    /// The guard against false MAC addresses.
+    MacGuard(MacGuard),
+    /// Sysctls of the pod's interface.
+    PodSysctls(PodSysctls),
+    /// Addresses and routes of the pod's interface.
+    Addressing(Addressing),
+    /// The bridge port's readiness.
+    PortState(PortState),
+    /// NAT of what leaves the host.
+    Masquerade(Masquerade),
+    /// What another suite left of its NAT.
+    ForeignMasquerade(ForeignMasquerade),
+    /// The pod's loopback interface.
+    Loopback(Loopback),
 }
 
-impl World {
-    /// nf_tables of the host's namespace.
-    pub fn nft(&mut self) -> net::Result<&mut net::nft::Nft> {
-        match &mut self.nft {
-            Some(nft) => Ok(nft),
-            empty => Ok(empty.insert(net::nft::Nft::open()?)),
+/// How long a resource lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// As long as its attachment: DEL removes it.
+    Attachment,
+    /// Shared by attachments: only the roll-back of the call that made it removes it, if nobody uses it yet.
+    Host,
+}
+
+impl Resource {
+    /// How long it lives.
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::Bridge(_) | Self::VlanGateway(_) | Self::Gateway(_) | Self::Forwarding(_) => Scope::Host,
+            _ => Scope::Attachment,
+        }
+    }
+
+    /// Makes it, unless it is there as it should be.
+    pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
+        match self {
+            // A lease has an answer, so the plan asks for it by itself; see plan::add.
+            Self::Lease(lease) => lease.ensure(world).map(|_| Ensured::Created),
+            Self::Bridge(bridge) => bridge.ensure(world),
+            Self::VlanGateway(gateway) => gateway.ensure(world),
+            Self::Gateway(gateway) => gateway.ensure(world),
+            Self::Forwarding(forwarding) => forwarding.ensure(world),
+            Self::Veth(veth) => veth.ensure(world),
+            Self::PortVlans(vlans) => vlans.ensure(world),
+            Self::MacGuard(guard) => guard.ensure(world),
+            Self::PodSysctls(sysctls) => sysctls.ensure(world),
+            Self::Addressing(addressing) => addressing.ensure(world),
+            Self::PortState(port) => port.ensure(world),
+            Self::Masquerade(masquerade) => masquerade.ensure(world),
+            Self::Loopback(loopback) => loopback.ensure(world),
+            // What others made is only ever removed.
+            Self::ForeignVeth(_) | Self::ForeignMasquerade(_) => Ok(Ensured::Present),
+        }
+    }
+
+    /// Tells how it is otherwise than it should be.
+    pub fn observe(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
+        match self {
+            Self::Lease(lease) => lease.observe(world),
+            Self::Bridge(bridge) => bridge.observe(world),
+            Self::VlanGateway(gateway) => gateway.observe(world),
+            Self::Gateway(gateway) => gateway.observe(world),
+            Self::Forwarding(forwarding) => forwarding.observe(world),
+            Self::Veth(veth) => veth.observe(world),
+            Self::PortVlans(vlans) => vlans.observe(world),
+            Self::MacGuard(guard) => guard.observe(world),
+            Self::PodSysctls(sysctls) => sysctls.observe(world),
+            Self::Addressing(addressing) => addressing.observe(world),
+            Self::PortState(port) => port.observe(world),
+            Self::Masquerade(masquerade) => masquerade.observe(world),
+            Self::Loopback(loopback) => loopback.observe(world),
+            Self::ForeignVeth(_) | Self::ForeignMasquerade(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes it. That it is not there is fine.
+    pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        match self {
+            Self::Lease(lease) => lease.remove(world),
+            Self::Bridge(bridge) => bridge.remove(world),
+            Self::VlanGateway(gateway) => gateway.remove(world),
+            Self::Gateway(gateway) => gateway.remove(world),
+            Self::Forwarding(forwarding) => forwarding.remove(world),
+            Self::Veth(veth) => veth.remove(world),
+            Self::ForeignVeth(veth) => veth.remove(world),
+            Self::MacGuard(guard) => guard.remove(world),
+            Self::Masquerade(masquerade) => masquerade.remove(world),
+            Self::ForeignMasquerade(masquerade) => masquerade.remove(world),
+            Self::Loopback(loopback) => loopback.remove(world),
+            // They go with the link.
+            Self::PortVlans(_) | Self::PodSysctls(_) | Self::Addressing(_) | Self::PortState(_) => Ok(()),
         }
     }
 }

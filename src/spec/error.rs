@@ -74,6 +74,21 @@ impl CniError {
         self
     }
 
+    /// What an error of any kind is to the caller: the object in it, or else one with its whole chain of causes.
+    ///
+    /// Context that was added on the way comes first in the message; the object's code and details stay.
+    pub fn from_chain(error: &anyhow::Error, otherwise: Code) -> Self {
+        let Some(inner) = error.downcast_ref::<Self>() else {
+            return Self::new(otherwise, format!("{error:#}"));
+        };
+        let mut outer: Vec<String> = error.chain().map(ToString::to_string).collect();
+        // The object prints with its details, which are kept apart here.
+        let position = outer.iter().position(|text| *text == inner.to_string()).unwrap_or_default();
+        outer.truncate(position);
+        outer.push(inner.msg.clone());
+        Self { msg: outer.join(": "), ..inner.clone() }
+    }
+
     /// An error of [`Code::InvalidConfig`].
     pub fn config(msg: impl Into<String>) -> Self {
         Self::new(Code::InvalidConfig, msg)

@@ -198,6 +198,12 @@ pub fn set_promiscuous(link: &Link) -> Message {
     )
 }
 
+/// The request that makes a bridge filter VLANs.
+pub fn set_vlan_filtering(bridge: &Link) -> Message {
+    let message = LinkBridge::new(&bridge.name).index(bridge.index).vlan_filtering(true).build();
+    change(format!("make bridge {} filter VLANs", bridge.name), message)
+}
+
 /// The request that gives a link its alias.
 pub fn set_alias(link: &Link, alias: &str) -> Message {
     change(

@@ -5,8 +5,11 @@
 
 pub mod address;
 pub mod link;
+pub mod removal;
 pub mod route;
 pub mod vlan;
+
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::NlasIterator;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -52,6 +55,12 @@ impl Rtnl {
 
     fn dump(&mut self, deed: &str, payload: RouteNetlinkMessage) -> Result<Vec<Vec<u8>>> {
         self.socket.dump(deed, payload)
+    }
+}
+
+impl AsFd for Rtnl {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -1,0 +1,223 @@
+//! One call of a plugin: environment and configuration in, result or error object out.
+
+use std::io::{IsTerminal, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::stat;
+use serde_json::{Value, json};
+
+use crate::plan::{self, Records};
+use crate::plugins::PluginType;
+use crate::resource::World;
+use crate::spec::config::MAX_BYTES;
+use crate::spec::request::Environment;
+use crate::spec::{CniError, Code, Command, NetConf, Request, version};
+
+/// The version of the reference plugins that this suite stands in for. Nomad and nerdctl read it from the banner and
+/// refuse to work with plugins that are too old for them.
+const REFERENCE_VERSION: &str = "1.9.1";
+
+/// Where state is kept that belongs to this boot: a tmpfs on every system that has systemd, and most others.
+pub const STATE: &str = "/run/bridgehead";
+
+/// How long the configuration may take to arrive.
+const STDIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Serves one call of a plugin.
+pub fn run(plugin: &PluginType) -> ExitCode {
+    let environment = Environment::read(|name| std::env::var(name).ok());
+    if environment.command.is_empty() {
+        // Parsed by Nomad and nerdctl, who execute plugins without any variable to learn their version.
+        eprintln!("{}", banner(plugin));
+        return ExitCode::SUCCESS;
+    }
+    let mut cni_version = None;
+    // Whatever a fault in this program is, the caller gets an error object, and the journal has undone the changes.
+    let outcome = catch_unwind(AssertUnwindSafe(|| serve(plugin, &environment, &mut cni_version)));
+    let outcome = outcome.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(CniError::new(Code::Internal, format!("a fault in bridgehead: {text}")))
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let error = CniError { cni_version, ..error };
+            let value = json!(error);
+            if write_stdout(&pretty(&value)).is_err() {
+                log::error!("{error}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The text on a call without `CNI_COMMAND`.
+pub fn banner(plugin: &PluginType) -> String {
+    let versions: Vec<&str> = plugin.versions.iter().map(|v| v.as_str()).collect();
+    format!(
+        "CNI {} plugin v{REFERENCE_VERSION} (bridgehead {})\nCNI protocol versions supported: {}",
+        plugin.name,
+        env!("CARGO_PKG_VERSION"),
+        versions.join(", ")
+    )
+}
+
+fn serve(
+    plugin: &PluginType,
+    environment: &Environment,
+    cni_version: &mut Option<String>,
+) -> Result<(), CniError> {
+    environment.check()?;
+    let command = Command::parse(&environment.command);
+    if command == Some(Command::Version) {
+        let versions: Vec<&str> = plugin.versions.iter().map(|v| v.as_str()).collect();
+        let answer = json!({ "cniVersion": version::CURRENT.as_str(), "supportedVersions": versions });
+        return write_stdout(&format!("{answer}\n"));
+    }
+    let stdin = read_stdin()?;
+    let Some(command) = command else {
+        // A configuration that is wrong is said first, as the reference does.
+        NetConf::parse(&stdin)?;
+        let msg = format!("unknown CNI_COMMAND: {}", environment.command);
+        return Err(CniError::new(Code::InvalidEnvironment, msg));
+    };
+    let request = Request::parse(command, environment, stdin)?;
+    *cni_version = Some(request.config.version.to_string());
+    request.config.check_version(plugin.versions)?;
+    refuse_own_netns(&request, environment)?;
+    let mut world = World::new(&request, STATE.into());
+    let records = Records::new(Path::new(STATE), plugin.name);
+    let verb = Verb { plugin, records: &records, request: &request };
+    let outcome = match command {
+        Command::Add => verb.add(&mut world),
+        Command::Del => plan::del(&(plugin.leftovers)(&request), &records, &mut world),
+        Command::Check => verb.check(&mut world),
+        Command::Gc => verb.gc(&mut world),
+        Command::Status | Command::Version => verb.status(&mut world),
+    };
+    outcome.map_err(|error| CniError::from_chain(&error, Code::Kernel))
+}
+
+/// A call whose verb is known.
+struct Verb<'a> {
+    plugin: &'a PluginType,
+    records: &'a Records,
+    request: &'a Request,
+}
+
+impl Verb<'_> {
+    fn add(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        let plugin = (self.plugin.parse)(self.request)?;
+        let result = plan::add(plugin.as_ref(), self.records, world)?;
+        let answer = result.to_value(self.request.config.version)?;
+        if let Err(error) = write_stdout(&pretty(&answer)) {
+            // Nobody knows of the attachment, so nobody would remove it.
+            let leftovers = (self.plugin.leftovers)(self.request);
+            return match plan::del(&leftovers, self.records, world) {
+                Ok(()) => Err(error.into()),
+                Err(e) => Err(plan::journal::also(error.into(), &[format!("while undoing: {e:#}")])),
+            };
+        }
+        Ok(())
+    }
+
+    fn check(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        let plugin = (self.plugin.parse)(self.request)?;
+        let Some(prev) = self.request.config.prev_result()? else {
+            let msg = "prevResult: required on CHECK and missing; it is the result of the ADD";
+            return Err(CniError::config(msg).into());
+        };
+        let resources = plugin.expect(&prev, world)?;
+        plan::drift(&plan::check(&resources, world)?)?;
+        Ok(())
+    }
+
+    fn gc(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        let valid = self.request.config.valid_attachments()?;
+        let mut errors: Vec<anyhow::Error> =
+            plan::collect(&valid, self.records, world).err().into_iter().collect();
+        if let Some(lease) = (self.plugin.lease)(self.request) {
+            errors.extend(lease.collect(&valid, world).err());
+        }
+        plan::join(errors)
+    }
+
+    fn status(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        (self.plugin.status)(self.request, world)
+    }
+}
+
+/// The error of code 8 for a pod's namespace that is the one this program runs in: the host's, by all appearance,
+/// and no pod's. Found before anything is done.
+fn refuse_own_netns(request: &Request, environment: &Environment) -> Result<(), CniError> {
+    let (Some(path), false) = (&request.netns, environment.allows_own_netns()) else { return Ok(()) };
+    match (stat(path), stat("/proc/self/ns/net")) {
+        (Ok(pod), Ok(own)) if (pod.st_dev, pod.st_ino) == (own.st_dev, own.st_ino) => Err(CniError::new(
+            Code::InvalidNetns,
+            format!("CNI_NETNS: {} is the network namespace that the plugin itself runs in", path.display()),
+        )
+        .with_details("CNI_NETNS_OVERRIDE=1 allows it")),
+        _ => Ok(()),
+    }
+}
+
+/// The configuration. Bounded in size and time: a caller that never closes the pipe must not keep a plugin alive.
+fn read_stdin() -> Result<Vec<u8>, CniError> {
+    let failed =
+        |why: String| CniError::new(Code::Io, format!("cannot read the configuration from stdin: {why}"));
+    let mut stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Err(failed("it is a terminal; pipe a network configuration in".into()));
+    }
+    let deadline = Instant::now() + STDIN_DEADLINE;
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 8192];
+    loop {
+        // A whole configuration is nearly always there already; the wait is for the others.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&stdin), PollFlags::POLLIN)], timeout) {
+            Ok(0) => return Err(failed(format!("it did not end within {} s", STDIN_DEADLINE.as_secs()))),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(failed(e.to_string())),
+        }
+        match stdin.read(&mut chunk) {
+            Ok(0) => return Ok(bytes),
+            Ok(len) => bytes.extend_from_slice(&chunk[..len]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(failed(e.to_string())),
+        }
+        if bytes.len() > MAX_BYTES {
+            return Err(CniError::new(
+                Code::Decoding,
+                format!("the network configuration on stdin has more than {MAX_BYTES} bytes"),
+            ));
+        }
+    }
+}
+
+fn write_stdout(text: &str) -> Result<(), CniError> {
+    let mut stdout = std::io::stdout();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(|e| CniError::new(Code::Io, format!("cannot write the answer to stdout: {e}")))
+}
+
+/// JSON as the reference prints it: four spaces, no line end.
+fn pretty(value: &Value) -> String {
+    use serde::Serialize;
+    let mut bytes = Vec::with_capacity(512);
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, formatter);
+    match value.serialize(&mut serializer) {
+        Ok(()) => String::from_utf8(bytes).unwrap_or_default(),
+        Err(_) => value.to_string(),
+    }
+}

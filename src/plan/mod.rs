@@ -1,0 +1,177 @@
+//! The three loops: apply, check, remove. Nothing else makes, looks at or removes resources.
+
+pub mod journal;
+pub mod record;
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use log::debug;
+
+use crate::resource::{Finding, Lease, Resource, Scope, World};
+use crate::spec::config::ValidAttachments;
+use crate::spec::{CniError, CniResult, Code};
+
+pub use journal::Journal;
+pub use record::{Record, Records};
+
+/// What a plugin wants for an attachment.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The resources, in the order in which they are made.
+    pub resources: Vec<Resource>,
+    /// What ADD answers.
+    pub result: CniResult,
+}
+
+/// What a plugin type wants. Made from a request whose configuration was found right.
+pub trait Plugin {
+    /// Where addresses come from, if any are wanted.
+    fn lease(&self) -> Option<Lease>;
+
+    /// What should exist, given the answer of the IPAM. May look at the host, but changes nothing.
+    fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan>;
+
+    /// What should exist, given the result of the ADD; by this suite or by another.
+    fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>>;
+}
+
+/// ADD: makes what the plugin wants, all of it or nothing.
+///
+/// An attachment that is there already, in the same namespace and with all in place, is answered as before. If
+/// something of it is missing, the remains are removed and it starts anew.
+pub fn add(plugin: &dyn Plugin, records: &Records, world: &mut World<'_>) -> anyhow::Result<CniResult> {
+    let netns = world.pod()?.netns();
+    let (path, netns) = (netns.path().to_owned(), netns.identity()?);
+    if let Some(record) = records.read(&world.request.attachment)? {
+        if record.netns == Some(netns)
+            && let Some(result) = &record.result
+            && check(&record.resources, world).is_ok_and(|findings| findings.is_empty())
+        {
+            debug!("{}: is there already", world.request.attachment);
+            return Ok(result.clone());
+        }
+        remove(&record.resources, world).context("remove what is left of an earlier ADD")?;
+    }
+    let lease = plugin.lease();
+    let mut record = Record::begin(world.request.attachment.clone(), path, netns, lease.clone());
+    records.write(&record)?;
+    let mut journal = Journal::new(world);
+    let outcome = apply(plugin, lease, &mut record, records, &mut journal);
+    match outcome {
+        Ok(()) => {
+            journal.commit();
+            Ok(record.result.unwrap_or_default())
+        }
+        Err(error) => {
+            let (error, is_clean) = journal.roll_back(error);
+            // A record of what could not be undone stays for the DEL that follows.
+            if is_clean {
+                records.delete(&record.attachment)?;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn apply(
+    plugin: &dyn Plugin,
+    lease: Option<Lease>,
+    record: &mut Record,
+    records: &Records,
+    journal: &mut Journal<'_, '_>,
+) -> anyhow::Result<()> {
+    let leased = lease.map(|lease| journal.lease(lease)).transpose()?.unwrap_or_default();
+    let plan = plugin.plan(leased, journal.world())?;
+    // A result that its version cannot express must fail before anything is made.
+    plan.result.to_value(journal.world().request.config.version)?;
+    record.resources.extend(plan.resources.iter().cloned());
+    record.result = Some(plan.result);
+    records.write(record)?;
+    for resource in plan.resources {
+        journal.ensure(resource)?;
+    }
+    Ok(())
+}
+
+/// CHECK: looks at every resource, and reports all differences.
+pub fn check(resources: &[Resource], world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for resource in resources {
+        findings.extend(resource.observe(world)?);
+    }
+    Ok(findings)
+}
+
+/// The error that reports the findings of a CHECK; none where there are none.
+pub fn drift(findings: &[Finding]) -> Result<(), CniError> {
+    let sentences: Vec<String> = findings.iter().map(Finding::to_string).collect();
+    match sentences.as_slice() {
+        [] => Ok(()),
+        [one] => Err(CniError::new(Code::Drift, one.clone())),
+        [first, ..] => {
+            let msg = format!("{first}, and {} more differences", sentences.len() - 1);
+            Err(CniError::new(Code::Drift, msg).with_details(sentences.join("; ")))
+        }
+    }
+}
+
+/// DEL: removes what belongs to the attachment, newest first. Goes on past errors, and reports all of them.
+pub fn remove(resources: &[Resource], world: &mut World<'_>) -> anyhow::Result<()> {
+    let mut errors = Vec::new();
+    for resource in resources.iter().rev().filter(|r| r.scope() == Scope::Attachment) {
+        if let Err(error) = resource.remove(world) {
+            errors.push(error);
+        }
+    }
+    join(errors)
+}
+
+/// DEL of an attachment: by its record, else by what can be said of it without one.
+pub fn del(leftovers: &[Resource], records: &Records, world: &mut World<'_>) -> anyhow::Result<()> {
+    let attachment = world.request.attachment.clone();
+    match records.read(&attachment)? {
+        Some(record) => {
+            remove(&record.resources, world)?;
+            records.delete(&attachment)
+        }
+        None => remove(leftovers, world),
+    }
+}
+
+/// GC: removes the attachments that are not valid, and without a list those whose namespace is gone.
+pub fn collect(valid: &ValidAttachments, records: &Records, world: &mut World<'_>) -> anyhow::Result<()> {
+    let valid: Option<BTreeSet<(&str, &str)>> = match valid {
+        ValidAttachments::NotGiven => None,
+        ValidAttachments::Only(list) => {
+            Some(list.iter().map(|a| (a.container_id.as_str(), a.ifname.as_str())).collect())
+        }
+    };
+    let mut errors = Vec::new();
+    for record in records.list(&world.request.config.name)? {
+        let is_dead = match &valid {
+            Some(valid) => {
+                !valid.contains(&(record.attachment.container_id.as_str(), record.attachment.ifname.as_str()))
+            }
+            None => record.is_provably_dead(),
+        };
+        if is_dead {
+            let outcome = remove(&record.resources, world).and_then(|()| records.delete(&record.attachment));
+            errors.extend(outcome.err().map(|e| e.context(record.attachment.to_string())));
+        }
+    }
+    join(errors)
+}
+
+/// One error out of several: the first, with the others in its words.
+pub fn join(mut errors: Vec<anyhow::Error>) -> anyhow::Result<()> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let first = errors.remove(0);
+    if errors.is_empty() {
+        return Err(first);
+    }
+    let others: Vec<String> = errors.iter().map(|e| format!("{e:#}")).collect();
+    Err(journal::also(first, &others))
+}

@@ -1,0 +1,691 @@
+//! `bridge`: a bridge on the host, a veth pair between it and the pod, addresses, NAT.
+//!
+//! What a bridge attachment is made of is said in [`Bridge::resources`].
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::PluginType;
+use crate::net::{Link, Mac};
+use crate::plan::{Plan, Plugin};
+use crate::resource::addressing::decide_next_hops;
+use crate::resource::masquerade::Backend;
+use crate::resource::{self, Lease, Resource, World, veth, vlan_gateway};
+use crate::spec::names::check_ifname;
+use crate::spec::result::{Dns, Interface, Route};
+use crate::spec::{Attachment, CniError, CniResult, Prefix, Request, Version, version};
+
+/// The plugin type.
+pub const TYPE: PluginType = PluginType {
+    name: "bridge",
+    versions: &version::ALL,
+    parse: |request| Ok(Box::new(Bridge::parse(request)?)),
+    leftovers,
+    lease: Lease::wanted_by,
+    status: |request, world| {
+        let bridge = Bridge::parse(request)?;
+        bridge.lease.map_or(Ok(()), |lease| lease.status(world))
+    },
+};
+
+/// Smallest MTU that IPv4 allows (RFC 791), and IPv6 (RFC 8200); largest that a veth has.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+const MTU_IPV6: u32 = 1280;
+/// MTU of Ethernet: what the kernel gives a bridge and a veth if nobody says.
+const MTU_DEFAULT: u32 = 1500;
+/// Largest ID of a VLAN (IEEE 802.1Q; 4095 is reserved).
+const VLAN_MAX: i64 = 4094;
+
+/// The keys, as they were written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Conf {
+    bridge: String,
+    is_gateway: bool,
+    is_default_gateway: bool,
+    force_address: bool,
+    ip_masq: bool,
+    ip_masq_backend: String,
+    mtu: Value,
+    hairpin_mode: bool,
+    promisc_mode: bool,
+    vlan: i64,
+    vlan_trunk: Option<Vec<TrunkConf>>,
+    preserve_default_vlan: bool,
+    macspoofchk: bool,
+    enabledad: bool,
+    disable_container_interface: bool,
+    port_isolation: bool,
+    dns: DnsConf,
+}
+
+/// An element of `vlanTrunk`: a VLAN, a range of them, or both.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct TrunkConf {
+    min_id: Option<i64>,
+    max_id: Option<i64>,
+    id: Option<i64>,
+}
+
+/// `dns`: whether a key is there decides if it replaces the IPAM's settings, even with an empty list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DnsConf {
+    nameservers: Option<Vec<String>>,
+    domain: String,
+    search: Option<Vec<String>>,
+    options: Option<Vec<String>>,
+}
+
+impl DnsConf {
+    fn into_override(self) -> Option<Dns> {
+        let is_set = self.nameservers.is_some()
+            || !self.domain.is_empty()
+            || self.search.is_some()
+            || self.options.is_some();
+        is_set.then(|| Dns {
+            nameservers: self.nameservers.unwrap_or_default(),
+            domain: self.domain,
+            search: self.search.unwrap_or_default(),
+            options: self.options.unwrap_or_default(),
+        })
+    }
+}
+
+/// Which MTU is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mtu {
+    /// The kernel's choice.
+    Default,
+    /// That of the link by which the host's default route leaves.
+    Auto,
+    /// This one, in bytes.
+    Fixed(u32),
+}
+
+/// The VLANs of the pod's bridge port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Vlans {
+    /// `vlan`: VLAN of untagged packets.
+    access: Option<u16>,
+    /// `vlanTrunk`: VLANs that are carried with tags.
+    trunk: Option<Vec<u16>>,
+    /// `preserveDefaultVlan`.
+    keep_default: bool,
+}
+
+/// What is wanted, decided.
+#[derive(Clone, Debug)]
+struct Bridge {
+    attachment: Attachment,
+    sandbox: String,
+    version: Version,
+    name: String,
+    is_gateway: bool,
+    is_default_gateway: bool,
+    force_address: bool,
+    masquerades: bool,
+    masquerade_backend: Option<Backend>,
+    mtu: Mtu,
+    hairpin: bool,
+    promiscuous: bool,
+    vlans: Option<Vlans>,
+    guards_mac: bool,
+    detect_duplicates: bool,
+    leaves_interface_down: bool,
+    isolated: bool,
+    mac: Option<Mac>,
+    dns: Option<Dns>,
+    lease: Option<Lease>,
+}
+
+/// What the host has of it already, or what the result says it has.
+#[derive(Clone, Debug)]
+struct Facts {
+    bridge_mac: Mac,
+    bridge_mtu: Option<u32>,
+    vlan_gateway_mac: Option<Mac>,
+    mtu: Option<u32>,
+    masquerade: Option<Backend>,
+    host_name: String,
+    host_mac: Mac,
+    mac: Option<Mac>,
+}
+
+fn leftovers(request: &Request) -> Vec<Resource> {
+    let attachment = &request.attachment;
+    let prev = request.config.prev_result().ok().flatten().unwrap_or_default();
+    let inside = prev.interfaces.iter().find(|i| !i.sandbox.is_empty() && i.name == attachment.ifname);
+    let mac = inside.and_then(|i| i.mac.parse().ok()).unwrap_or(Mac([0; 6]));
+    let host_ifname = veth::host_name(attachment);
+    let lease = Lease::wanted_by(request).map(Resource::Lease);
+    let others = [
+        Resource::ForeignVeth(resource::ForeignVeth { ifname: attachment.ifname.clone() }),
+        Resource::Veth(resource::Veth::of(attachment)),
+        Resource::MacGuard(resource::MacGuard { attachment: attachment.clone(), host_ifname, mac }),
+        Resource::ForeignMasquerade(resource::ForeignMasquerade { attachment: attachment.clone() }),
+    ];
+    lease.into_iter().chain(others).collect()
+}
+
+impl Bridge {
+    fn parse(request: &Request) -> Result<Self, CniError> {
+        let conf: Conf = request.config.decode()?;
+        request.args.check_known(&["MAC", "IP", "GATEWAY"])?;
+        let name = if conf.bridge.is_empty() { "cni0".to_owned() } else { conf.bridge };
+        check_ifname(&name).map_err(|why| CniError::config(format!("bridge: the name {name:?} {why}")))?;
+        let lease = Lease::wanted_by(request);
+        if conf.hairpin_mode && conf.promisc_mode {
+            return Err(CniError::config(
+                "hairpinMode, promiscMode: cannot set hairpin mode and promiscuous mode at the same time",
+            ));
+        }
+        if conf.disable_container_interface && lease.is_some() {
+            return Err(CniError::config(
+                "disableContainerInterface: cannot use IPAM when the container interface is disabled; leave out \
+                 ipam or disableContainerInterface",
+            ));
+        }
+        let backend = match conf.ip_masq_backend.as_str() {
+            "" => None,
+            "iptables" => Some(Backend::Iptables),
+            "nftables" => Some(Backend::Nftables),
+            text => {
+                return Err(CniError::config(format!(
+                    "ipMasqBackend: unknown ipmasq backend {text:?}; wanted is \"iptables\" or \"nftables\""
+                )));
+            }
+        };
+        let vlans = vlans(conf.vlan, conf.vlan_trunk.as_deref(), conf.preserve_default_vlan)?;
+        if let Some(vid) = vlans.as_ref().and_then(|v| v.access) {
+            let link = vlan_gateway::link_name(&name, vid);
+            if conf.is_gateway || conf.is_default_gateway {
+                check_ifname(&link).map_err(|why| {
+                    CniError::config(format!(
+                        "bridge, vlan: the gateway's link {link:?} {why}; shorten the bridge's"
+                    ))
+                })?;
+            }
+        }
+        Ok(Self {
+            attachment: request.attachment.clone(),
+            sandbox: request.netns.as_ref().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),
+            version: request.config.version,
+            name,
+            is_gateway: conf.is_gateway || conf.is_default_gateway,
+            is_default_gateway: conf.is_default_gateway,
+            force_address: conf.force_address,
+            masquerades: conf.ip_masq,
+            masquerade_backend: backend,
+            mtu: mtu(&conf.mtu)?,
+            hairpin: conf.hairpin_mode,
+            promiscuous: conf.promisc_mode,
+            vlans,
+            guards_mac: conf.macspoofchk,
+            detect_duplicates: conf.enabledad,
+            leaves_interface_down: conf.disable_container_interface,
+            isolated: conf.port_isolation,
+            mac: requested_mac(request)?,
+            dns: conf.dns.into_override(),
+            lease,
+        })
+    }
+
+    /// What the attachment is made of. `ipam` has the addresses with their gateways, and the routes, decided.
+    fn resources(&self, ipam: &CniResult, facts: &Facts) -> Vec<Resource> {
+        let mut resources = vec![Resource::Bridge(resource::Bridge {
+            name: self.name.clone(),
+            mac: facts.bridge_mac,
+            mtu: facts.mtu,
+            promiscuous: self.promiscuous,
+            vlan_filtering: self.vlans.is_some(),
+        })];
+        if self.is_gateway {
+            let link = match (self.gateway_vlan(), facts.vlan_gateway_mac) {
+                (Some(vlan), Some(mac)) => {
+                    let bridge = self.name.clone();
+                    let gateway = resource::VlanGateway { bridge, vlan, mac, mtu: facts.mtu };
+                    let link = gateway.name();
+                    resources.push(Resource::VlanGateway(gateway));
+                    link
+                }
+                _ => self.name.clone(),
+            };
+            let gateways = gateways(ipam);
+            resources.extend(gateways.iter().map(|address| {
+                Resource::Gateway(resource::Gateway {
+                    link: link.clone(),
+                    address: *address,
+                    companions: gateways.clone(),
+                    force: self.force_address,
+                })
+            }));
+            for (family, is_ipv4) in [(resource::Forwarding::Ipv4, true), (resource::Forwarding::Ipv6, false)]
+            {
+                if gateways.iter().any(|g| g.is_ipv4() == is_ipv4) {
+                    resources.push(Resource::Forwarding(family));
+                }
+            }
+        }
+        resources.push(Resource::Veth(resource::Veth {
+            attachment: self.attachment.clone(),
+            host_name: facts.host_name.clone(),
+            host_mac: facts.host_mac,
+            bridge: self.name.clone(),
+            mac: facts.mac,
+            mtu: facts.mtu,
+            hairpin: self.hairpin,
+            isolated: self.isolated,
+        }));
+        if let Some(vlans) = &self.vlans {
+            resources.push(Resource::PortVlans(resource::PortVlans {
+                link: facts.host_name.clone(),
+                native: vlans.access.or_else(|| vlans.trunk.is_some().then_some(1)),
+                tagged: vlans.trunk.clone().unwrap_or_default(),
+                keep_default: vlans.keep_default,
+            }));
+        }
+        if let Some(mac) = facts.mac.filter(|_| self.guards_mac) {
+            resources.push(Resource::MacGuard(resource::MacGuard {
+                attachment: self.attachment.clone(),
+                host_ifname: facts.host_name.clone(),
+                mac,
+            }));
+        }
+        if self.leaves_interface_down {
+            return resources;
+        }
+        if !ipam.ips.is_empty() {
+            resources.push(Resource::PodSysctls(resource::PodSysctls {
+                ifname: self.attachment.ifname.clone(),
+                has_ipv6: ipam.ips.iter().any(|ip| ip.address.is_ipv6()),
+                detect_duplicates: self.detect_duplicates,
+            }));
+        }
+        resources.push(Resource::Addressing(resource::Addressing {
+            ifname: self.attachment.ifname.clone(),
+            addresses: ipam.ips.iter().map(|ip| ip.address).collect(),
+            routes: decide_next_hops(ipam),
+            detect_duplicates: self.detect_duplicates,
+        }));
+        resources.push(Resource::PortState(resource::PortState { link: facts.host_name.clone() }));
+        if let Some(backend) = facts.masquerade {
+            resources.push(Resource::Masquerade(resource::Masquerade {
+                attachment: self.attachment.clone(),
+                backend,
+                sources: ipam.ips.iter().map(|ip| ip.address).collect(),
+            }));
+        }
+        resources
+    }
+
+    /// The VLAN that gateway addresses are in, if they are not on the bridge itself.
+    fn gateway_vlan(&self) -> Option<u16> {
+        self.vlans.as_ref().and_then(|vlans| vlans.access)
+    }
+
+    /// Looks at the host once: what is there already decides what is taken over.
+    fn look_at_host(&self, ipam: &CniResult, world: &mut World<'_>) -> anyhow::Result<Facts> {
+        let bridge = world.host_link(&self.name)?;
+        let bridge_mac = bridge.as_ref().and_then(|l| l.mac).unwrap_or_else(random_mac);
+        let vlan_gateway_mac = match self.gateway_vlan() {
+            Some(vlan) => {
+                let name = vlan_gateway::link_name(&self.name, vlan);
+                let there = world.host_link(&name)?.and_then(|link| link.mac);
+                Some(
+                    there
+                        .unwrap_or_else(|| veth::mac_from(&["vlan gateway", &name, &bridge_mac.to_string()])),
+                )
+            }
+            None => None,
+        };
+        Ok(Facts {
+            bridge_mac,
+            bridge_mtu: bridge.as_ref().map(|link| link.mtu),
+            vlan_gateway_mac,
+            mtu: self.decide_mtu(world)?,
+            masquerade: self.decide_backend(ipam, world)?,
+            host_name: veth::host_name(&self.attachment),
+            host_mac: veth::host_mac(&self.attachment),
+            mac: Some(self.mac.unwrap_or_else(|| derived_mac(&self.attachment, ipam))),
+        })
+    }
+
+    fn decide_mtu(&self, world: &mut World<'_>) -> anyhow::Result<Option<u32>> {
+        Ok(match self.mtu {
+            Mtu::Default => None,
+            Mtu::Fixed(mtu) => Some(mtu),
+            Mtu::Auto => {
+                let host = world.host()?;
+                let uplink = match host.default_route_link()? {
+                    Some(index) => host.link_by_index(index)?,
+                    None => None,
+                };
+                uplink.map(|link| link.mtu)
+            }
+        })
+    }
+
+    fn decide_backend(&self, ipam: &CniResult, world: &mut World<'_>) -> anyhow::Result<Option<Backend>> {
+        let has_sources = self.masquerades && !ipam.ips.is_empty();
+        has_sources.then(|| Backend::choose(self.masquerade_backend, world)).transpose()
+    }
+
+    fn interfaces(&self, facts: &Facts) -> Vec<Interface> {
+        let mtu = facts.mtu.unwrap_or(MTU_DEFAULT);
+        // Decoders of older versions may refuse a key that they do not know.
+        let mtu_of = |mtu: u32| (self.version >= Version::V1_1_0).then_some(mtu);
+        let interface = |name: &str, mac: Mac, mtu: u32, sandbox: &str| Interface {
+            name: name.to_owned(),
+            mac: mac.to_string(),
+            mtu: mtu_of(mtu),
+            sandbox: sandbox.to_owned(),
+            ..Interface::default()
+        };
+        let mac = facts.mac.unwrap_or(Mac([0; 6]));
+        let mut interfaces = vec![
+            interface(&self.name, facts.bridge_mac, facts.bridge_mtu.map_or(mtu, |have| have.min(mtu)), ""),
+            interface(&facts.host_name, facts.host_mac, mtu, ""),
+            interface(&self.attachment.ifname, mac, mtu, &self.sandbox),
+        ];
+        if let (Some(vlan), Some(mac), true) = (self.gateway_vlan(), facts.vlan_gateway_mac, self.is_gateway)
+        {
+            interfaces.push(interface(&vlan_gateway::link_name(&self.name, vlan), mac, mtu, ""));
+        }
+        interfaces
+    }
+}
+
+impl Plugin for Bridge {
+    fn lease(&self) -> Option<Lease> {
+        self.lease.clone()
+    }
+
+    fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
+        let mut ipam = leased;
+        if self.lease.is_some() && ipam.ips.is_empty() {
+            return Err(CniError::config("ipam: IPAM plugin returned missing IP config").into());
+        }
+        for ip in &mut ipam.ips {
+            // The container's interface is the third of the result.
+            ip.interface = Some(2);
+            if ip.gateway.is_none() && self.is_gateway {
+                ip.gateway = Some(ip.address.first_host());
+            }
+        }
+        if self.is_default_gateway {
+            add_default_routes(&mut ipam);
+        }
+        if let Some(dns) = &self.dns {
+            ipam.dns = dns.clone();
+        }
+        let facts = self.look_at_host(&ipam, world)?;
+        if let Some(mtu) = facts.mtu.filter(|mtu| *mtu < MTU_IPV6)
+            && ipam.ips.iter().any(|ip| ip.address.is_ipv6())
+        {
+            let msg = format!("mtu: {mtu} is too small for IPv6, which needs {MTU_IPV6}");
+            return Err(CniError::config(msg).into());
+        }
+        let resources = self.resources(&ipam, &facts);
+        let result = CniResult { interfaces: self.interfaces(&facts), ..ipam };
+        Ok(Plan { resources, result })
+    }
+
+    fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
+        let ifname = &self.attachment.ifname;
+        let position = prev.interfaces.iter().position(|i| i.name == *ifname && i.sandbox == self.sandbox);
+        let Some((index, container)) = position.and_then(|i| Some((i, prev.interfaces.get(i)?))) else {
+            let msg = format!("prevResult has no interface {ifname:?} with the sandbox {:?}", self.sandbox);
+            return Err(CniError::config(msg).into());
+        };
+        let on_host = |name: &str| prev.interfaces.iter().find(|i| i.sandbox.is_empty() && i.name == name);
+        let mac_of = |interface: Option<&Interface>| interface.and_then(|i| i.mac.parse::<Mac>().ok());
+        let bridge = world.host_link(&self.name)?;
+        let vlan_gateway = self.gateway_vlan().map(|vlan| vlan_gateway::link_name(&self.name, vlan));
+        // Another suite's host link has a name of its own, and later plugins may have added links to the result.
+        let own_name = veth::host_name(&self.attachment);
+        let host = match on_host(&own_name) {
+            Some(found) => Some(found),
+            None => {
+                let mut candidates = prev.interfaces.iter().filter(|i| {
+                    i.sandbox.is_empty() && i.name != self.name && Some(&i.name) != vlan_gateway.as_ref()
+                });
+                candidates.find(|i| i.name.starts_with("veth"))
+            }
+        };
+        let host_name = host.map_or(own_name, |i| i.name.clone());
+        let mut ipam = CniResult { interfaces: Vec::new(), ..prev.clone() };
+        ipam.ips.retain(|ip| ip.interface.is_none_or(|i| i == index));
+        let masquerade = self.decide_backend(&ipam, world)?;
+        let bridge_mac = mac_of(on_host(&self.name)).or_else(|| bridge.as_ref().and_then(|l: &Link| l.mac));
+        let facts = Facts {
+            bridge_mac: bridge_mac.unwrap_or_else(random_mac),
+            bridge_mtu: None,
+            vlan_gateway_mac: vlan_gateway.and_then(|name| mac_of(on_host(&name))),
+            mtu: match self.mtu {
+                Mtu::Fixed(mtu) => Some(mtu),
+                // What "auto" or the kernel chose then is in the result, if its version can say so.
+                Mtu::Auto | Mtu::Default => container.mtu,
+            },
+            masquerade,
+            host_mac: mac_of(host).unwrap_or_else(|| veth::host_mac(&self.attachment)),
+            host_name,
+            mac: mac_of(Some(container)),
+        };
+        let lease = self.lease.clone().map(|lease| Resource::Lease(lease.with_addresses_of(&ipam)));
+        Ok(lease.into_iter().chain(self.resources(&ipam, &facts)).collect())
+    }
+}
+
+/// The gateway addresses with their subnets' prefix lengths, each once.
+fn gateways(ipam: &CniResult) -> Vec<Prefix> {
+    let mut found = Vec::new();
+    for ip in &ipam.ips {
+        if let Some(prefix) = ip.gateway.and_then(|gateway| Prefix::new(gateway, ip.address.len()))
+            && !found.contains(&prefix)
+        {
+            found.push(prefix);
+        }
+    }
+    found
+}
+
+/// A default route by the first gateway of each family, unless the IPAM gave one.
+fn add_default_routes(ipam: &mut CniResult) {
+    for is_ipv4 in [true, false] {
+        if ipam.routes.iter().any(|r| r.dst.is_default() && r.dst.is_ipv4() == is_ipv4) {
+            continue;
+        }
+        let first = ipam.ips.iter().filter(|ip| ip.address.is_ipv4() == is_ipv4).find_map(|ip| ip.gateway);
+        let anywhere = match is_ipv4 {
+            true => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            false => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        };
+        if let (Some(gateway), Some(dst)) = (first, Prefix::new(anywhere, 0)) {
+            ipam.routes.push(Route::via(dst, Some(gateway)));
+        }
+    }
+}
+
+/// The pod's MAC if nobody asks for one: made from its first address, so that who gets the address next has the
+/// same, and no neighbour is left with a wrong entry. Without addresses it is made from the attachment.
+fn derived_mac(attachment: &Attachment, ipam: &CniResult) -> Mac {
+    let Attachment { network, container_id, ifname } = attachment;
+    match ipam.ips.first().map(|ip| ip.address.address()) {
+        Some(IpAddr::V4(a)) => {
+            let [a, b, c, d] = a.octets();
+            Mac::local([0x58, a, b, c, d])
+        }
+        Some(IpAddr::V6(a)) => veth::mac_from(&["pod", &a.to_string()]),
+        None => veth::mac_from(&["pod", "/", network, "/", container_id, "/", ifname]),
+    }
+}
+
+/// A MAC for a bridge that is to be made. Not derived: bridges of the same name on two hosts may share a network.
+fn random_mac() -> Mac {
+    let mut bytes = [0; 5];
+    // SAFETY: writes at most as many bytes as the buffer has. Up to 256 bytes come whole once the pool is ready.
+    let got = unsafe { nix::libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == bytes.len() as isize {
+        Mac::local(bytes)
+    } else {
+        veth::mac_from(&[&std::process::id().to_string()])
+    }
+}
+
+fn requested_mac(request: &Request) -> Result<Option<Mac>, CniError> {
+    let Some((text, key)) = request.config.requested_mac(&request.args) else { return Ok(None) };
+    let mac: Mac = text.parse().map_err(|e| CniError::config(format!("{key}: {e}")))?;
+    if !mac.is_valid() {
+        return Err(CniError::config(format!(
+            "{key}: {mac} is no unicast address, so no interface can have it"
+        )));
+    }
+    Ok(Some(mac))
+}
+
+fn mtu(value: &Value) -> Result<Mtu, CniError> {
+    match value {
+        Value::Null => Ok(Mtu::Default),
+        Value::String(text) if text == "auto" => Ok(Mtu::Auto),
+        Value::Number(number) if number.as_u64() == Some(0) => Ok(Mtu::Default),
+        Value::Number(number) => number
+            .as_u64()
+            .and_then(|n| u32::try_from(n).ok())
+            .filter(|n| MTU.contains(n))
+            .map(Mtu::Fixed)
+            .ok_or_else(|| wrong_mtu(value)),
+        _ => Err(wrong_mtu(value)),
+    }
+}
+
+fn wrong_mtu(value: &Value) -> CniError {
+    let (low, high) = (MTU.start(), MTU.end());
+    CniError::config(format!(
+        "mtu: the value {value} is wrong; wanted is a number from {low} to {high}, 0 for the kernel's choice, or \"auto\""
+    ))
+}
+
+fn vlans(access: i64, trunk: Option<&[TrunkConf]>, keep_default: bool) -> Result<Option<Vlans>, CniError> {
+    if !(0..=VLAN_MAX).contains(&access) {
+        let msg = format!("vlan: invalid VLAN ID {access} (must be between 0 and {VLAN_MAX})");
+        return Err(CniError::config(msg));
+    }
+    let access = u16::try_from(access).ok().filter(|vid| *vid != 0);
+    let trunk = trunk.map(trunk_ids).transpose()?;
+    if access.is_none() && trunk.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Vlans { access, trunk, keep_default }))
+}
+
+/// All VLANs of a trunk, ascending, each once.
+fn trunk_ids(trunk: &[TrunkConf]) -> Result<Vec<u16>, CniError> {
+    let mut ids = BTreeSet::new();
+    for (i, element) in trunk.iter().enumerate() {
+        let vid = |key: &str, value: i64| {
+            u16::try_from(value).ok().filter(|vid| (1..=VLAN_MAX).contains(&i64::from(*vid))).ok_or_else(
+                || {
+                    CniError::config(format!(
+                        "vlanTrunk[{i}].{key}: {value} is no VLAN ID (from 1 to {VLAN_MAX})"
+                    ))
+                },
+            )
+        };
+        match (element.min_id, element.max_id) {
+            (Some(min), Some(max)) => {
+                let (min, max) = (vid("minID", min)?, vid("maxID", max)?);
+                if max < min {
+                    let msg = format!("vlanTrunk[{i}]: minID {min} is greater than maxID {max}");
+                    return Err(CniError::config(msg));
+                }
+                ids.extend(min..=max);
+            }
+            (None, None) => {}
+            (Some(_), None) => return Err(CniError::config(format!("vlanTrunk[{i}]: minID without maxID"))),
+            (None, Some(_)) => return Err(CniError::config(format!("vlanTrunk[{i}]: maxID without minID"))),
+        }
+        if let Some(id) = element.id {
+            ids.insert(vid("id", id)?);
+        }
+    }
+    Ok(ids.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn trunk(value: Value) -> Result<Vec<u16>, CniError> {
+        let conf: Vec<TrunkConf> = crate::spec::json::decode(&value).unwrap();
+        trunk_ids(&conf)
+    }
+
+    #[test]
+    fn trunks_are_sets_of_ids_and_ranges() {
+        assert_eq!(trunk(json!([])).unwrap(), [] as [u16; 0]);
+        assert_eq!(
+            trunk(json!([{"minID": 10, "maxID": 12}, {"id": 11}, {"id": 5}, {}])).unwrap(),
+            [5, 10, 11, 12]
+        );
+        assert_eq!(trunk(json!([{"minID": 1, "maxID": 2, "id": 4094}])).unwrap(), [1, 2, 4094]);
+    }
+
+    #[test]
+    fn wrong_trunks_are_refused_by_their_key() {
+        for (value, key) in [
+            (json!([{"minID": 10}]), "maxID"),
+            (json!([{"maxID": 10}]), "minID"),
+            (json!([{"minID": -1, "maxID": 10}]), "minID"),
+            (json!([{"minID": 1, "maxID": 4095}]), "maxID"),
+            (json!([{"minID": 12, "maxID": 10}]), "greater"),
+            (json!([{"id": 0}]), "id"),
+            (json!([{"id": 4095}]), "id"),
+        ] {
+            let error = trunk(value.clone()).unwrap_err();
+            assert!(error.code == 7 && error.msg.contains(key), "{value}: {error}");
+        }
+    }
+
+    #[test]
+    fn mtu_is_a_number_or_auto() {
+        assert_eq!(mtu(&json!(null)), Ok(Mtu::Default));
+        assert_eq!(mtu(&json!(0)), Ok(Mtu::Default));
+        assert_eq!(mtu(&json!("auto")), Ok(Mtu::Auto));
+        assert_eq!(mtu(&json!(1400)), Ok(Mtu::Fixed(1400)));
+        for bad in [json!(-1), json!(67), json!(65536), json!("1400"), json!(1.5), json!([])] {
+            assert!(mtu(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_default_route_is_added_once_per_family() {
+        let mut ipam = CniResult::from_value(
+            &json!({"ips": [
+                {"address": "10.1.0.2/16", "gateway": "10.1.0.1"}, {"address": "10.2.0.2/16", "gateway": "10.2.0.1"},
+                {"address": "fd00::2/64", "gateway": "fd00::1"},
+            ], "routes": [{"dst": "::/0"}]}),
+            Version::V1_0_0,
+            "x",
+        )
+        .unwrap();
+        add_default_routes(&mut ipam);
+        let routes: Vec<String> = ipam.routes.iter().map(|r| format!("{} {:?}", r.dst, r.gw)).collect();
+        assert_eq!(routes, ["::/0 None", "0.0.0.0/0 Some(10.1.0.1)"]);
+    }
+
+    #[test]
+    fn the_mac_follows_the_address() {
+        let attachment = Attachment { network: "n".into(), container_id: "c".into(), ifname: "eth0".into() };
+        let ipam = CniResult::from_value(&json!({"ips": [{"address": "10.1.0.2/16"}]}), Version::V1_0_0, "x")
+            .unwrap();
+        assert_eq!(derived_mac(&attachment, &ipam).to_string(), "0a:58:0a:01:00:02");
+        assert!(derived_mac(&attachment, &CniResult::default()).is_valid());
+    }
+}

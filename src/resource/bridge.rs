@@ -1,0 +1,122 @@
+//! The bridge on the host. Many attachments share it.
+
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::{Ensured, Finding, World};
+use crate::net::rtnl::link;
+use crate::net::{Mac, sysctl};
+use crate::spec::{CniError, Code};
+
+/// A bridge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    /// The MAC address it has, or is born with where it is not there yet.
+    pub mac: Mac,
+    /// The MTU it is born with, in bytes; one that is there keeps its own.
+    pub mtu: Option<u32>,
+    /// Whether it receives all packets. Never switched off: somebody else may have switched it on.
+    pub promiscuous: bool,
+    /// Whether it filters VLANs.
+    pub vlan_filtering: bool,
+}
+
+impl Bridge {
+    /// Makes the bridge, or adopts the one that is there.
+    pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
+        let mut ensured = Ensured::Present;
+        let found = match world.host_link(&self.name)? {
+            Some(found) => found,
+            None => {
+                let request = link::create_bridge(&self.name, self.mac, self.mtu, self.vlan_filtering);
+                match world.host()?.execute_one(request) {
+                    Ok(()) => ensured = Ensured::Created,
+                    // Another pod's ADD was faster.
+                    Err(e) if e.errno == Errno::EEXIST => {}
+                    Err(e) => return Err(e.into()),
+                }
+                // A host without IPv6 does not have the sysctl, and no use for it.
+                let _ = sysctl::set(&format!("ipv6/conf/{}/accept_ra", self.name), "0");
+                world.existing_host_link(&self.name)?
+            }
+        };
+        let finished = self.finish(&found, world);
+        if ensured == Ensured::Created && finished.is_err() {
+            let _ = self.remove(world);
+        }
+        finished.map(|()| ensured)
+    }
+
+    fn finish(&self, found: &link::Link, world: &mut World<'_>) -> anyhow::Result<()> {
+        if found.kind != "bridge" {
+            let kind = if found.kind.is_empty() { "device" } else { &found.kind };
+            let msg = format!("bridge: {:?} already exists but is not a bridge (it is a {kind})", self.name);
+            bail!(
+                CniError::new(Code::Conflict, msg).with_details("name another bridge, or remove that link")
+            );
+        }
+        let mut changes = Vec::new();
+        if self.vlan_filtering && !found.vlan_filtering {
+            changes.push(link::set_vlan_filtering(found));
+        }
+        if self.promiscuous && !found.promiscuous {
+            changes.push(link::set_promiscuous(found));
+        }
+        if !found.up {
+            changes.push(link::set_up(found, true));
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        for answer in world.host()?.execute(changes)? {
+            answer?;
+        }
+        world.forget_host_link(&self.name);
+        // A kernel without the feature does not refuse the attribute, it passes over it.
+        if self.vlan_filtering && !world.existing_host_link(&self.name)?.vlan_filtering {
+            bail!(CniError::new(
+                Code::MissingFeature,
+                "vlan, vlanTrunk: this kernel has no bridge VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING)",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Tells how the bridge is otherwise. Its MTU is not looked at: the kernel lowers it to that of its ports.
+    pub fn observe(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
+        let object = format!("bridge {}", self.name);
+        world.forget_host_link(&self.name);
+        let Some(found) = world.host_link(&self.name)? else { return Ok(vec![Finding::missing(object)]) };
+        let mut findings = Vec::new();
+        if found.kind != "bridge" {
+            findings.push(Finding::differs(format!("link {}", self.name), "a bridge", &found.kind));
+        }
+        if let Some(mac) = found.mac.filter(|mac| *mac != self.mac) {
+            findings.push(Finding::differs(format!("MAC address of {object}"), self.mac, mac));
+        }
+        if !found.up {
+            findings.push(Finding::differs(&object, "up", "down"));
+        }
+        if self.promiscuous && !found.promiscuous {
+            findings.push(Finding::differs(&object, "promiscuous", "not"));
+        }
+        if self.vlan_filtering && !found.vlan_filtering {
+            findings.push(Finding::differs(&object, "filtering VLANs", "not"));
+        }
+        Ok(findings)
+    }
+
+    /// Deletes the bridge if nobody uses it. Only a roll-back does so: DEL leaves it, as the reference does.
+    pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        world.forget_host_link(&self.name);
+        let Some(found) = world.host_link(&self.name)?.filter(|l| l.kind == "bridge") else { return Ok(()) };
+        if world.host()?.ports(&found)?.is_empty() {
+            world.host()?.execute_one(link::delete(&found)).context("undo the creation of the bridge")?;
+        }
+        world.forget_host_link(&self.name);
+        Ok(())
+    }
+}

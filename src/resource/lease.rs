@@ -1,0 +1,197 @@
+//! Addresses from an IPAM: in this process where that is this program too, else from the plugin on `CNI_PATH`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use log::warn;
+use nix::sys::stat::stat;
+use serde::{Deserialize, Serialize};
+
+use super::{Finding, World};
+use crate::ipam::fixed::Static;
+use crate::ipam::host_local::{self, HostLocal};
+use crate::ipam::{Owner, Store};
+use crate::runtime::invoke;
+use crate::spec::config::ValidAttachments;
+use crate::spec::result::IpConfig;
+use crate::spec::{Attachment, CniError, CniResult, Code, Command, Request};
+
+/// The addresses of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Whose.
+    pub attachment: Attachment,
+    /// Where they come from.
+    pub source: Source,
+    /// The addresses as far as they are known: on a CHECK.
+    pub given: Vec<IpConfig>,
+}
+
+/// Where addresses come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// Our `host-local`.
+    HostLocal {
+        /// Directory of the reservations of all networks.
+        data_dir: PathBuf,
+    },
+    /// Our `static`.
+    Static,
+    /// Another program.
+    Delegated {
+        /// Its name on `CNI_PATH`.
+        plugin: String,
+    },
+}
+
+impl Lease {
+    /// The lease that a request's `ipam.type` asks for; `None` where there is no IPAM.
+    pub fn wanted_by(request: &Request) -> Option<Self> {
+        request.config.ipam_type.as_deref().map(|plugin| Self::from(plugin, request))
+    }
+
+    fn from(plugin: &str, request: &Request) -> Self {
+        match plugin {
+            "host-local" if is_this_program(plugin, request) => Self::host_local(request),
+            "static" if is_this_program(plugin, request) => Self::fixed(request),
+            _ => Self::new(request, Source::Delegated { plugin: plugin.to_owned() }),
+        }
+    }
+
+    /// The lease that our `host-local` gives for a request.
+    pub fn host_local(request: &Request) -> Self {
+        Self::new(request, Source::HostLocal { data_dir: host_local::data_dir_of(&request.config) })
+    }
+
+    /// The lease that our `static` gives for a request.
+    pub fn fixed(request: &Request) -> Self {
+        Self::new(request, Source::Static)
+    }
+
+    fn new(request: &Request, source: Source) -> Self {
+        Self { attachment: request.attachment.clone(), source, given: Vec::new() }
+    }
+
+    /// The same lease with the addresses of a result.
+    pub fn with_addresses_of(self, result: &CniResult) -> Self {
+        Self { given: result.ips.clone(), ..self }
+    }
+
+    /// Takes the lease; the answer has addresses, routes and DNS settings.
+    pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<CniResult> {
+        let request = world.request;
+        match &self.source {
+            Source::HostLocal { .. } => {
+                request.args.check_known(&host_local::KNOWN_ARGS)?;
+                let host_local = HostLocal::parse(&request.config, &request.args)?;
+                Ok(host_local.lease(&self.attachment, &world.state)?)
+            }
+            Source::Static => {
+                request.args.check_known(&host_local::KNOWN_ARGS)?;
+                Ok(Static::parse(&request.config, &request.args)?.result())
+            }
+            Source::Delegated { plugin } => {
+                let answer =
+                    invoke::delegate(plugin, Command::Add, request, invoke::DEADLINE).inspect_err(|_| {
+                        // It may have got half-way. What it says to this is not what the caller wants to know.
+                        if let Err(e) = invoke::delegate(plugin, Command::Del, request, invoke::DEADLINE) {
+                            warn!("IPAM plugin {plugin}: DEL after its failed ADD: {e}");
+                        }
+                    })?;
+                let what = format!("result of IPAM plugin {plugin}");
+                let Some(answer) = answer else {
+                    return Err(CniError::new(Code::Delegate, format!("{what}: there is none")).into());
+                };
+                Ok(CniResult::from_value(&answer, request.config.version, &what)?)
+            }
+        }
+    }
+
+    /// Tells which addresses are not reserved for the attachment.
+    pub fn observe(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
+        let request = world.request;
+        let sentences = match &self.source {
+            Source::HostLocal { .. } => {
+                let addresses: Vec<IpAddr> = self.given.iter().map(|ip| ip.address.address()).collect();
+                let host_local = HostLocal::parse(&request.config, &request.args)?;
+                host_local.observe(&self.attachment, &addresses, &world.state)?
+            }
+            Source::Static => {
+                let given = CniResult { ips: self.given.clone(), ..CniResult::default() };
+                Static::parse(&request.config, &request.args)?.observe(&given)
+            }
+            Source::Delegated { plugin } => {
+                invoke::delegate(plugin, Command::Check, request, invoke::DEADLINE)?;
+                Vec::new()
+            }
+        };
+        Ok(sentences.into_iter().map(Finding::told).collect())
+    }
+
+    /// Gives the addresses back.
+    pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        match &self.source {
+            Source::HostLocal { data_dir } => {
+                Store::new(data_dir, &self.attachment.network, &world.state)
+                    .release(&Owner::of(&self.attachment))?;
+            }
+            Source::Static => {}
+            Source::Delegated { plugin } => {
+                invoke::delegate(plugin, Command::Del, world.request, invoke::DEADLINE)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what belongs to no valid attachment.
+    pub fn collect(&self, valid: &ValidAttachments, world: &mut World<'_>) -> anyhow::Result<()> {
+        match &self.source {
+            Source::HostLocal { data_dir } => {
+                let store = Store::new(data_dir, &world.request.config.name, &world.state);
+                if let Some(mut store) = store.lock(crate::ipam::store::LOCK_DEADLINE)? {
+                    store.collect(valid)?.into_result()?;
+                }
+            }
+            Source::Static => {}
+            Source::Delegated { plugin } => {
+                invoke::delegate(plugin, Command::Gc, world.request, invoke::DEADLINE)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The error of code 50 if no address could be had now.
+    pub fn status(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        let request = world.request;
+        match &self.source {
+            Source::HostLocal { .. } => {
+                let usage = HostLocal::parse(&request.config, &request.args)?.status(&world.state)?;
+                if let Some(full) = usage.iter().find(|usage| usage.is_exhausted()) {
+                    let msg = format!("no IP addresses available in range set: {}", full.ranges);
+                    let details = format!("{} of {} addresses are taken", full.taken, full.total);
+                    return Err(CniError::new(Code::Unavailable, msg).with_details(details).into());
+                }
+            }
+            Source::Static => {
+                Static::parse(&request.config, &request.args)?;
+            }
+            Source::Delegated { plugin } => {
+                invoke::delegate(plugin, Command::Status, request, invoke::DEADLINE)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a plugin of `CNI_PATH` is this very file under another name. One that is not there at all counts as ours,
+/// so that the address of a pod can be given back while the plugin directory is being filled.
+fn is_this_program(plugin: &str, request: &Request) -> bool {
+    match invoke::find(plugin, &request.path) {
+        Ok(found) => match (stat(&found), stat("/proc/self/exe")) {
+            (Ok(found), Ok(own)) => (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino),
+            _ => false,
+        },
+        Err(_) => true,
+    }
+}
