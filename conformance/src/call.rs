@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::exec::{Finished, PATH, Running};
 use crate::pod::Pod;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{SOMEWHERE, Sandbox};
 
 /// What a plugin is to be called with. Every setter gives a changed copy, so one value serves all verbs of an
 /// attachment.
@@ -101,6 +101,11 @@ impl Call {
         self.env("CNI_NETNS", pod.netns())
     }
 
+    /// Sets `CNI_NETNS` to a pod that is there, and that is all there is to say of it.
+    pub fn somewhere(&self) -> Self {
+        self.env("CNI_NETNS", SOMEWHERE)
+    }
+
     /// Sets `CNI_ARGS`.
     pub fn args(&self, args: &str) -> Self {
         self.env("CNI_ARGS", args)
@@ -140,6 +145,12 @@ impl Call {
         let path = directory.join(&self.plugin);
         let mut environment = self.environment.clone();
         environment.entry("CNI_PATH".to_owned()).or_insert_with(|| directory.to_string_lossy().into_owned());
+        if environment.get("CNI_NETNS").is_some_and(|netns| netns == SOMEWHERE) {
+            host.make_somewhere()?;
+        }
+        if let Some(id) = environment.get("CNI_CONTAINERID") {
+            host.remember(id);
+        }
         environment.retain(|_, value| value != UNSET);
         let mut command = Command::new(&path);
         command.env_clear().env("PATH", PATH).envs(&environment).current_dir("/");

@@ -1,6 +1,7 @@
 //! A host of one's own.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,9 @@ pub const REFERENCE: &str = "/usr/lib/cni";
 /// Where host-local keeps its reservations unless told otherwise.
 pub const STORE: &str = "/var/lib/cni/networks";
 
+/// A pod for calls that need any at all; see [`Call::somewhere`](crate::call::Call::somewhere).
+pub const SOMEWHERE: &str = "/run/netns/somewhere";
+
 /// A directory for the files of a case.
 pub const SCRATCH: &str = "/run/scratch";
 
@@ -27,7 +31,9 @@ pub const SCRATCH: &str = "/run/scratch";
 pub struct Sandbox {
     plugins: PathBuf,
     own: Pod,
+    somewhere: OnceCell<Pod>,
     calls: RefCell<Vec<String>>,
+    ids: RefCell<BTreeSet<String>>,
 }
 
 impl Deref for Sandbox {
@@ -69,7 +75,13 @@ impl Sandbox {
             .context("cannot mount /sys")?;
         let own = Pod::of_caller(PathBuf::from("/run/netns/host"))?;
         own.ip_set("link set lo up")?;
-        Ok(Self { plugins, own, calls: RefCell::default() })
+        Ok(Self {
+            plugins,
+            own,
+            somewhere: OnceCell::new(),
+            calls: RefCell::default(),
+            ids: RefCell::default(),
+        })
     }
 
     /// The directory under test.
@@ -80,6 +92,16 @@ impl Sandbox {
     /// Makes a pod's network namespace, named /run/netns/`name`.
     pub fn pod(&self, name: &str) -> Result<Pod> {
         Pod::create(Path::new("/run/netns").join(name))
+    }
+
+    /// Makes the pod [`SOMEWHERE`] unless it is there.
+    pub(crate) fn make_somewhere(&self) -> Result<()> {
+        if self.somewhere.get().is_none() {
+            let pod = Pod::create(PathBuf::from(SOMEWHERE))?;
+            // Nobody else can have set it, since a case has one thread.
+            let _ = self.somewhere.set(pod);
+        }
+        Ok(())
     }
 
     /// Makes a namespace behind this host: `up0` here (192.0.2.1, 2001:db8:ffff::1) and `eth0` there (192.0.2.2,
@@ -153,6 +175,16 @@ impl Sandbox {
             }
         }
         Ok(found)
+    }
+
+    /// Remembers a container that a plugin was called for.
+    pub(crate) fn remember(&self, id: &str) {
+        self.ids.borrow_mut().insert(id.to_owned());
+    }
+
+    /// The containers that plugins were called for.
+    pub(crate) fn containers(&self) -> BTreeSet<String> {
+        self.ids.borrow().clone()
     }
 
     /// Remembers a call for the account of a failure.

@@ -2,19 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use crate::expect::soon;
 use crate::pod::Pod;
 use crate::sandbox::{SCRATCH, Sandbox};
 
-/// Links, addresses, routes and rules of a host and some pods, and the files of the address store and below /run.
+/// Links, addresses, routes and rules of a host and some pods, the address store, and the files below /run that name
+/// a container.
 ///
-/// Left out is what may change without meaning anything: counters, indices, locks, empty directories, and the
-/// position of host-local's round robin.
+/// Left out is what may change without meaning anything: counters, indices, locks, empty directories, the position of
+/// host-local's round robin, and what a plugin keeps below /run that is not about one container.
 #[derive(Clone, Debug)]
-pub struct Snapshot(BTreeSet<String>);
+pub struct Snapshot {
+    lines: BTreeSet<String>,
+    /// Containers that had been heard of.
+    known: BTreeSet<String>,
+    /// Files below /run, each with a container that it names.
+    notes: BTreeSet<(String, PathBuf)>,
+}
 
 impl Snapshot {
     /// Looks at everything now.
@@ -24,43 +32,47 @@ impl Snapshot {
         for pod in pods {
             network(pod, pod.netns(), &mut lines)?;
         }
-        for program in [
-            ["nft", "-s", "list", "ruleset"].as_slice(),
-            &["iptables-legacy-save"],
-            &["ip6tables-legacy-save"],
-        ] {
-            let Ok(finished) = host.try_run(program) else { continue };
-            // Counted, since one line (a closing brace) may be there many times, and unnumbered, so that one rule
-            // more does not make all that follow it different.
-            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-            for line in finished.stdout.lines().filter(|line| !line.starts_with('#')) {
-                *counts.entry(line).or_default() += 1;
-            }
-            for (line, count) in counts {
-                lines.insert(format!("{} {count} times: {line}", program[0]));
+        rules(host, &mut lines);
+        for path in files(Path::new("/var/lib/cni"))? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name != "lock" && !name.starts_with("last_reserved_ip.") {
+                let text = fs::read(&path).unwrap_or_default();
+                lines.insert(format!("file {}: {:?}", path.display(), String::from_utf8_lossy(&text)));
             }
         }
-        for root in ["/var/lib/cni", "/run"] {
-            files(Path::new(root), &mut lines)?;
+        let known = host.containers();
+        let mut notes = BTreeSet::new();
+        for path in files(Path::new("/run"))? {
+            let mut text = path.to_string_lossy().into_owned();
+            text.push(' ');
+            text.push_str(&String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()));
+            for word in text.split(|letter: char| !letter.is_alphanumeric()) {
+                if known.contains(word) {
+                    notes.insert((word.to_owned(), path.clone()));
+                }
+            }
         }
-        Ok(Self(lines))
+        Ok(Self { lines, known, notes })
     }
 
-    /// Nothing differs from `before`.
+    /// Nothing differs from `before`, and of the containers that came since no note is left.
     pub fn unchanged_since(&self, before: &Self) -> Result<()> {
         let mut difference = String::new();
-        for line in before.0.difference(&self.0) {
+        for line in before.lines.difference(&self.lines) {
             difference.push_str(&format!("\n  - {line}"));
         }
-        for line in self.0.difference(&before.0) {
+        for line in self.lines.difference(&before.lines) {
             difference.push_str(&format!("\n  + {line}"));
+        }
+        for (id, path) in self.notes.iter().filter(|(id, _)| !before.known.contains(id)) {
+            difference.push_str(&format!("\n  + file {} names container {id}", path.display()));
         }
         if difference.is_empty() { Ok(()) } else { bail!("something was left or lost:{difference}") }
     }
 
     /// Everything is again as it was; waits up to two seconds, since the kernel removes links in its own time.
     pub fn restored(&self, host: &Sandbox, pods: &[&Pod]) -> Result<()> {
-        crate::expect::soon(|| Self::take(host, pods)?.unchanged_since(self))
+        soon(|| Self::take(host, pods)?.unchanged_since(self))
     }
 }
 
@@ -90,10 +102,8 @@ fn network(pod: &Pod, name: &str, lines: &mut BTreeSet<String>) -> Result<()> {
             let text = route.to_string();
             // Those of table `local` follow from the addresses, and, like the kernel's own for link-local and
             // multicast, come late.
-            if route["table"] == "local" {
-                continue;
-            }
-            if !text.contains("\"fe80:") && !text.contains("\"ff00::") && !text.contains("linkdown") {
+            let kernels = text.contains("\"fe80:") || text.contains("\"ff00::") || text.contains("linkdown");
+            if route["table"] != "local" && !kernels {
                 lines.insert(format!(
                     "{name}: route {} table {} dev {} via {}",
                     route["dst"], route["table"], route["dev"], route["gateway"]
@@ -104,25 +114,34 @@ fn network(pod: &Pod, name: &str, lines: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-fn files(directory: &Path, lines: &mut BTreeSet<String>) -> Result<()> {
-    let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let ignored = path == Path::new(SCRATCH)
-            || path == Path::new("/run/netns")
-            || path == Path::new("/run/layers")
-            || name.ends_with("lock")
-            || name.starts_with("last_reserved_ip.");
-        if ignored {
-            continue;
+/// The rules of nf_tables (those of iptables are among them, except where it is the old one, which is asked itself).
+fn rules(host: &Sandbox, lines: &mut BTreeSet<String>) {
+    let programs =
+        [["nft", "-s", "list", "ruleset"].as_slice(), &["iptables-legacy-save"], &["ip6tables-legacy-save"]];
+    for program in programs {
+        let Ok(finished) = host.try_run(program) else { continue };
+        // Counted, since one line (a closing brace) may be there many times, and unnumbered, so that one rule more
+        // does not make all that follow it different.
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for line in finished.stdout.lines().filter(|line| !line.starts_with('#')) {
+            *counts.entry(line).or_default() += 1;
         }
-        if path.is_dir() {
-            files(&path, lines)?;
-        } else {
-            let text = fs::read(&path).unwrap_or_default();
-            lines.insert(format!("file {}: {:?}", path.display(), String::from_utf8_lossy(&text)));
+        for (line, count) in counts {
+            lines.insert(format!("{} {count} times: {line}", program[0]));
         }
     }
-    Ok(())
+}
+
+/// All files below a directory but those of the case itself.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(found) };
+    for entry in entries {
+        let path = entry?.path();
+        if [SCRATCH, "/run/netns", "/run/layers"].iter().any(|own| path == Path::new(own)) {
+            continue;
+        }
+        if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
+    }
+    Ok(found)
 }

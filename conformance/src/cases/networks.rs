@@ -38,7 +38,7 @@ pub fn host_local(id: &str, ipam: Value) -> Call {
     Call::new("host-local")
         .id(id)
         .ifname("eth0")
-        .env("CNI_NETNS", "/some/where")
+        .somewhere()
         .config(json!({"cniVersion": USUAL, "name": "net", "type": "ipvlan", "ipam": ipam}))
 }
 
@@ -48,7 +48,7 @@ pub fn fixed(ipam: Value) -> Call {
     Call::new("static")
         .id("c1")
         .ifname("eth0")
-        .env("CNI_NETNS", "/some/where")
+        .somewhere()
         .config(json!({"cniVersion": USUAL, "name": "net", "type": "ipvlan", "ipam": ipam}))
 }
 
