@@ -142,7 +142,7 @@ reference: ## fetch Debian's newest reference plugins into target/, to compare w
 	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
 	mkdir -p "$$work/lists/partial" "$$work/cache/archives/partial"; \
 	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$site sid main" >"$$work/sources.list"; \
-	apt() { apt-get -q -o APT::Sandbox::User=root -o Dir::Etc::sourcelist="$$work/sources.list" \
+	apt() { apt-get -q -o APT::Sandbox::User=root -o Acquire::Languages=none -o Dir::Etc::sourcelist="$$work/sources.list" \
 	    -o Dir::Etc::sourceparts=- -o Dir::State::lists="$$work/lists" -o Dir::Cache="$$work/cache" "$$@"; }; \
 	apt update; \
 	(cd "$$work" && apt download containernetworking-plugins); \

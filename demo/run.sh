@@ -33,6 +33,7 @@ if [[ $(ip -o link | wc -l) != 1 ]]; then
 fi
 # As the first process of its namespace, the shell would not hear of Ctrl-C otherwise.
 trap 'exit 130' INT TERM
+trap 'echo "run.sh: line $LINENO failed" >&2' ERR
 
 #### What is printed
 
@@ -117,6 +118,12 @@ host_end() {
 
 alias_of() { ip link show dev "$1" | awk '$1 == "alias" { sub(/^ *alias /, ""); print }'; }
 
+# Elements of a set or map of nftables, a line each: elements NAME FAMILY TABLE. None if there is no such thing.
+elements() {
+    { nft list set "$2" "$3" "$1" || nft list map "$2" "$3" "$1" || true; } 2>/dev/null | tr -d '\n\t' |
+        sed -nE 's/.*elements = \{ *([^}]*[^ }]) *\}.*/\1\n/p' | sed -E '/^$/d; s/, */\n/g'
+}
+
 # All rules and elements that were made for pods, a line each, without comments.
 rules() {
     local save rest
@@ -126,17 +133,16 @@ rules() {
         sed -nE "/^-A .*CNI-/{s/ -m comment --comment (\"([^\"\\\\]|\\\\.)*\"|[^ ]+)//;s/^/${save%-save} -t nat /p}" <<<"$rest"
     done
     for rest in masquerade_ipv4 masquerade_ipv6; do
-        nft list map inet bridgehead "$rest" 2>/dev/null | tr -d '\n\t' |
-            sed -nE "s/.*elements = \{ *([^}]*)\}.*/\1/p" | sed -E 's/, */\n/g' | sed -E "s/^ */inet bridgehead $rest: /"
+        elements "$rest" inet bridgehead | sed "s/^/$rest: /"
     done
 }
 
-links() { ip -o link | awk -F '[:@ ]+' '{ print $2 }' | grep -vx -e lo -e uplink0; }
+links() { ip -o link | awk -F '[:@ ]+' '$2 != "lo" && $2 != "uplink0" { print $2 }'; }
 
-files() { find "$1" -type f 2>/dev/null | sed "s|^$1/||" | sort; }
+files() { [[ ! -d $1 ]] || find "$1" -type f -printf '%P\n' | sort; }
 
 # Files of host-local that are named like an address: a reservation each.
-reservations() { files "/var/lib/cni/networks/$network" | grep -xE '[0-9]+(\.[0-9]+){3}|[0-9a-f]*:[0-9a-f:]+'; }
+reservations() { files "/var/lib/cni/networks/$network" | sed -nE '/^([0-9]+(\.[0-9]+){3}|[0-9a-f]*:[0-9a-f:]+)$/p'; }
 
 # Pings until there is an answer, for 5 s at most: an IPv6 address of a bridge that has just been made is first tried
 # for duplicates. ping_from NAMESPACE ADDRESS
@@ -150,7 +156,7 @@ ping_from() {
 
 # What the outside's witness has seen of a family: witness v4|v6
 witness() {
-    ip netns exec outside nft list set inet witness "$1" | tr -d '\n\t' | sed -nE 's/.*elements = \{ *([^}]*[^ }]) *\}.*/\1/p'
+    ip netns exec outside nft -j list set inet witness "$1" | grep -oE '"elem": .*' | grep -oE '[0-9a-f]*[.:][0-9a-f.:]+' || true
 }
 
 is_empty() { [[ -z $("$@") ]]; }
@@ -230,15 +236,16 @@ done
 
 heading 'What was built, as the kernel has it'
 printf '   host\n'
-printf '   ├─ %-14s %s   to the outside\n' uplink0 "$(addresses uplink0)"
-printf '   ├─ %-14s %s   bridge, the gateway of the pods\n' "$bridge" "$(addresses "$bridge")"
+printf '   ├─ %-16s %s   to the outside\n' uplink0 "$(addresses uplink0)"
+printf '   ├─ %-16s %s   bridge, the gateway of the pods\n' "$bridge" "$(addresses "$bridge")"
 for pod in pod-a pod-b; do
     end=$(host_end "$pod")
     [[ $pod = pod-a ]] && turn='├─' line='│ ' || turn='└─' line='  '
-    printf '   │  %s %-11s %shost link, alias "%s"%s\n' "$turn" "$end" "$dim" "$(alias_of "$end")" "$plain"
+    printf '   │  %s %-14s%shost link, alias "%s"%s\n' "$turn" "$end" "$dim" "$(alias_of "$end")" "$plain"
     printf '   │  %s └─ eth0 in %s    %s\n' "$line" "$pod" "$(addresses eth0 $pod)"
     printf '   │  %s               default route via %s\n' "$line" "$(gateways $pod | paste -sd ' ')"
 done
+printf '   ├─ %s: %s\n' "/var/lib/cni/networks/$network" "$(reservations | paste -sd ' ')"
 printf '   └─ rules: what leaves the network of the pods gets the address of the host\n'
 rules | sed 's/^/      /'
 for pod in pod-a pod-b; do
@@ -246,6 +253,10 @@ for pod in pod-a pod-b; do
     expect "$pod: $end is a port of $bridge" contains "$(ip link show dev "$end")" "master $bridge"
 done
 expect_failure 'there are rules for the pods' is_empty rules
+for address in "${of_a[@]}" "${of_b[@]}"; do
+    expect "${address%/*} is reserved" contains " $(reservations | paste -sd ' ') " " ${address%/*} "
+done
+expect 'there is a record of each pod in /run/bridgehead/attachments' equals "$(files /run/bridgehead/attachments | wc -l)" 2
 
 heading 'Packets: pod to pod, pod to gateway, pod to the outside'
 for address in "${of_b[@]}"; do
@@ -274,7 +285,8 @@ done
 say 'It wrote down who pinged it:'
 for address in "${outside_addresses[@]}"; do
     [[ $address = *:* ]] && family=v6 seen_as=$host_v6 || family=v4 seen_as=$host_v4
-    expect "seen by the outside: only $seen_as, the host" equals "$(witness "$family")" "$seen_as"
+    seen=$(witness "$family")
+    expect "outside was pinged by $seen: the host, and no other" equals "$seen" "$seen_as"
 done
 
 heading 'CHECK: is all as ADD left it?'
@@ -283,7 +295,7 @@ try bridgehead check "$network" pod-b
 say 'No output: all is well. Now somebody breaks something, and CHECK tells what:'
 try ip -n pod-b route del default
 try_in_vain bridgehead check "$network" pod-b
-expect 'the error names the route' contains "$output" '0.0.0.0/0'
+expect 'the error names the route' contains "$output" 'route default'
 
 heading 'Detach: DEL, even if the pod has gone before'
 try bridgehead del "$network" pod-a
