@@ -199,7 +199,7 @@ fn config_of(set: &RangeSet, address: IpAddr) -> Result<IpConfig, CniError> {
     let range = set.range_of(address);
     range
         .and_then(|range| {
-            let address = Prefix::new(address, range.subnet().len())?;
+            let address = Prefix::new(address, range.subnet().prefix_len())?;
             Some(IpConfig { interface: None, address, gateway: Some(range.gateway()) })
         })
         .ok_or_else(|| CniError::new(Code::Internal, format!("{address} is not in range set {set}")))

@@ -5,6 +5,7 @@
 //! the Go plugins and has no room for it, and file times cannot be trusted across a boot (clocks start wrong).
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
@@ -41,14 +42,19 @@ pub(super) struct BootId(String);
 impl BootId {
     /// The id of the running kernel's boot; `None` without /proc, and then nothing is provably dead.
     pub(super) fn current() -> Option<Self> {
-        match std::fs::read_to_string(BOOT_ID) {
-            Ok(text) if !text.trim().is_empty() => Some(Self(text.trim().to_owned())),
-            Ok(_) => None,
+        let mut text = [0; 64];
+        match File::open(BOOT_ID).and_then(|mut file| file.read(&mut text)) {
+            Ok(len) => Self::parse(text.get(..len)?),
             Err(error) => {
                 log::debug!("could not read {BOOT_ID}: {error}; reservations carry no boot id");
                 None
             }
         }
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?.trim();
+        (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
     /// Its text.
@@ -73,8 +79,7 @@ impl BootId {
         let len = unsafe {
             libc::fgetxattr(file.as_raw_fd(), ATTRIBUTE.as_ptr(), value.as_mut_ptr().cast(), value.len())
         };
-        let text = std::str::from_utf8(value.get(..usize::try_from(len).ok()?)?).ok()?.trim();
-        (!text.is_empty()).then(|| Self(text.to_owned()))
+        Self::parse(value.get(..usize::try_from(len).ok()?)?)
     }
 }
 

@@ -22,10 +22,6 @@ use crate::spec::{Args, Attachment, CniError, CniResult, Code, NetConf, Prefix, 
 /// Where reservations are kept if the configuration does not say, as in the reference.
 pub const DATA_DIR: &str = "/var/lib/cni/networks";
 
-/// The keys of `CNI_ARGS` that are known on ADD ([`Args::check_known`]): `MAC` is for the plugin that delegates here
-/// and `GATEWAY` for the `static` IPAM, and neither is a reason to refuse an address.
-pub const KNOWN_ARGS: [&str; 3] = ["IP", "GATEWAY", "MAC"];
-
 /// What the configuration and its caller ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostLocal {

@@ -89,7 +89,7 @@ impl Range {
             return Err(wrong("subnet", why));
         };
         let longest = if subnet.is_ipv4() { 30 } else { 126 };
-        if subnet.len() > longest {
+        if subnet.prefix_len() > longest {
             let why = format!(
                 "network {subnet} is too small to allocate from; wanted is a prefix length of at most {longest}"
             );
@@ -100,7 +100,7 @@ impl Range {
             return Err(wrong("subnet", format!("{subnet} has host bits set; the network is {network}")));
         }
         let first = to_number(network.address());
-        let host_bits = if subnet.is_ipv4() { 32 } else { 128 } - subnet.len();
+        let host_bits = if subnet.is_ipv4() { 32 } else { 128 } - subnet.prefix_len();
         let all_ones = first | u128::MAX.checked_shr(128 - u32::from(host_bits)).unwrap_or(0);
         let broadcast = u128::from(subnet.is_ipv4());
         let defaults = (network.first_host(), to_address(all_ones - broadcast, network.address()));

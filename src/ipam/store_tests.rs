@@ -19,6 +19,7 @@ use crate::spec::{Args, Attachment, NetConf};
 /// Private directories for one test, removed at its end.
 struct Place {
     root: PathBuf,
+    state: PathBuf,
 }
 
 impl Place {
@@ -27,11 +28,20 @@ impl Place {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let root = std::env::temp_dir().join(format!("bridgehead-ipam-{}-{number}", std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&root).unwrap();
-        Self { root }
+        Self { state: root.join("run"), root }
+    }
+
+    /// With the state on a tmpfs, as it is in use.
+    fn with_fast_state() -> Self {
+        let mut place = Self::new();
+        let state = Path::new("/dev/shm").join(place.root.file_name().unwrap());
+        fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+        place.state = state;
+        place
     }
 
     fn state(&self) -> PathBuf {
-        self.root.join("run")
+        self.state.clone()
     }
 
     fn store(&self) -> Store {
@@ -79,6 +89,9 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.root).unwrap();
+        if self.state.is_dir() {
+            fs::remove_dir_all(&self.state).unwrap();
+        }
     }
 }
 
@@ -616,7 +629,7 @@ fn from_the_configuration_to_the_result() {
 #[ignore = "a measurement"]
 fn cost() {
     for neighbours in [10_u32, 10_000] {
-        let place = Place::new();
+        let place = Place::with_fast_state();
         for i in 0..neighbours {
             place.write(&format!("10.2.{}.{}", i / 250, i % 250), &format!("c{i}\r\neth0"));
         }

@@ -29,6 +29,9 @@ pub trait Plugin {
     /// Where addresses come from, if any are wanted.
     fn lease(&self) -> Option<Lease>;
 
+    /// Whether it has anything to do with the pod's namespace; an IPAM has not, and must not fail without one.
+    fn enters_pod(&self) -> bool;
+
     /// What should exist, given the answer of the IPAM. May look at the host, but changes nothing.
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan>;
 
@@ -41,10 +44,9 @@ pub trait Plugin {
 /// An attachment that is there already, in the same namespace and with all in place, is answered as before. If
 /// something of it is missing, the remains are removed and it starts anew.
 pub fn add(plugin: &dyn Plugin, records: &Records, world: &mut World<'_>) -> anyhow::Result<CniResult> {
-    let netns = world.pod()?.netns();
-    let (path, netns) = (netns.path().to_owned(), netns.identity()?);
+    let netns = if plugin.enters_pod() { Some(world.pod()?.netns().identity()?) } else { None };
     if let Some(record) = records.read(&world.request.attachment)? {
-        if record.netns == Some(netns)
+        if record.netns == netns
             && let Some(result) = &record.result
             && check(&record.resources, world).is_ok_and(|findings| findings.is_empty())
         {
@@ -54,7 +56,7 @@ pub fn add(plugin: &dyn Plugin, records: &Records, world: &mut World<'_>) -> any
         remove(&record.resources, world).context("remove what is left of an earlier ADD")?;
     }
     let lease = plugin.lease();
-    let mut record = Record::begin(world.request.attachment.clone(), path, netns, lease.clone());
+    let mut record = Record::begin(world.request, netns, lease.clone());
     records.write(&record)?;
     let mut journal = Journal::new(world);
     let outcome = apply(plugin, lease, &mut record, records, &mut journal);

@@ -8,13 +8,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use log::warn;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::net::Netns;
 use crate::net::netns::Identity;
 use crate::resource::{Lease, Resource};
 use crate::spec::digest::sha512_hex;
-use crate::spec::{Attachment, CniError, CniResult, Code};
+use crate::spec::{Attachment, CniError, CniResult, Code, Request};
 
 /// Longest name that a file may have (`NAME_MAX` of linux/limits.h).
 const NAME_MAX: usize = 255;
@@ -26,7 +27,7 @@ pub struct Record {
     pub attachment: Attachment,
     /// Path of the pod's namespace, where a GC looks whether it is still the same.
     pub netns_path: PathBuf,
-    /// What tells the pod's namespace from others.
+    /// What tells the pod's namespace from others; none for an IPAM, which does not look at it.
     pub netns: Option<Identity>,
     /// What ADD made or was about to make, oldest first.
     pub resources: Vec<Resource>,
@@ -36,16 +37,22 @@ pub struct Record {
 
 impl Record {
     /// The record before anything is known but where addresses are to come from.
-    pub fn begin(attachment: Attachment, netns_path: PathBuf, netns: Identity, lease: Option<Lease>) -> Self {
-        let resources = lease.map(Resource::Lease).into_iter().collect();
-        Self { attachment, netns_path, netns: Some(netns), resources, result: None }
+    pub fn begin(request: &Request, netns: Option<Identity>, lease: Option<Lease>) -> Self {
+        Self {
+            attachment: request.attachment.clone(),
+            netns_path: request.netns.clone().unwrap_or_default(),
+            netns,
+            resources: lease.map(Resource::Lease).into_iter().collect(),
+            result: None,
+        }
     }
 
     /// Whether the pod cannot live: its namespace is gone from where it was.
     pub fn is_provably_dead(&self) -> bool {
+        let Some(netns) = self.netns else { return false };
         match Netns::open(&self.netns_path) {
-            Ok(found) => found.identity().ok() != self.netns,
-            Err(_) => true,
+            Ok(found) => found.identity().is_ok_and(|found| found != netns),
+            Err(e) => matches!(e.errno, Errno::ENOENT | Errno::EINVAL),
         }
     }
 }

@@ -175,7 +175,7 @@ fn leftovers(request: &Request) -> Vec<Resource> {
 impl Bridge {
     fn parse(request: &Request) -> Result<Self, CniError> {
         let conf: Conf = request.config.decode()?;
-        request.args.check_known(&["MAC", "IP", "GATEWAY"])?;
+        request.config.check_ipam()?;
         let name = if conf.bridge.is_empty() { "cni0".to_owned() } else { conf.bridge };
         check_ifname(&name).map_err(|why| CniError::config(format!("bridge: the name {name:?} {why}")))?;
         let lease = Lease::wanted_by(request);
@@ -405,6 +405,10 @@ impl Plugin for Bridge {
         self.lease.clone()
     }
 
+    fn enters_pod(&self) -> bool {
+        true
+    }
+
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
         let mut ipam = leased;
         if self.lease.is_some() && ipam.ips.is_empty() {
@@ -485,7 +489,7 @@ impl Plugin for Bridge {
 fn gateways(ipam: &CniResult) -> Vec<Prefix> {
     let mut found = Vec::new();
     for ip in &ipam.ips {
-        if let Some(prefix) = ip.gateway.and_then(|gateway| Prefix::new(gateway, ip.address.len()))
+        if let Some(prefix) = ip.gateway.and_then(|gateway| Prefix::new(gateway, ip.address.prefix_len()))
             && !found.contains(&prefix)
         {
             found.push(prefix);
@@ -538,7 +542,7 @@ fn random_mac() -> Mac {
 }
 
 fn requested_mac(request: &Request) -> Result<Option<Mac>, CniError> {
-    let Some((text, key)) = request.config.requested_mac(&request.args) else { return Ok(None) };
+    let Some((text, key)) = request.config.requested_mac(&request.args()?) else { return Ok(None) };
     let mac: Mac = text.parse().map_err(|e| CniError::config(format!("{key}: {e}")))?;
     if !mac.is_valid() {
         return Err(CniError::config(format!(

@@ -41,6 +41,10 @@ impl Plugin for Ipam {
         Some(self.lease.clone())
     }
 
+    fn enters_pod(&self) -> bool {
+        false
+    }
+
     fn plan(&self, leased: CniResult, _: &mut World<'_>) -> anyhow::Result<Plan> {
         Ok(Plan { resources: Vec::new(), result: leased })
     }

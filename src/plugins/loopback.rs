@@ -40,6 +40,10 @@ impl Plugin for Loopback {
         None
     }
 
+    fn enters_pod(&self) -> bool {
+        true
+    }
+
     /// The addresses are those that the kernel gives `lo` when it comes up; another one is refused, as the reference
     /// does.
     fn plan(&self, _: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {

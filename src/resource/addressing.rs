@@ -40,8 +40,11 @@ impl Addressing {
         let pod = world.pod()?;
         let found = pod.existing_link(&self.ifname)?;
         let detection = detection(self.detect_duplicates);
-        let mut batch: Vec<_> =
-            self.addresses.iter().map(|a| address::add(&found, a.address(), a.len(), detection)).collect();
+        let mut batch: Vec<_> = self
+            .addresses
+            .iter()
+            .map(|a| address::add(&found, a.address(), a.prefix_len(), detection))
+            .collect();
         batch.push(link::set_up(&found, true));
         // Routes may depend on addresses that are tentative while duplicates are looked for.
         let settles = detection == DuplicateDetection::On && self.addresses.iter().any(|a| a.is_ipv6());
@@ -91,7 +94,7 @@ impl Addressing {
         }
         let addresses = pod.rtnl()?.addresses(&found)?;
         for want in &self.addresses {
-            if !addresses.iter().any(|a| a.address == want.address() && a.prefix_len == want.len()) {
+            if !addresses.iter().any(|a| a.address == want.address() && a.prefix_len == want.prefix_len()) {
                 findings.push(Finding::missing(format!("address {want} on pod interface {ifname}")));
             }
         }
@@ -123,7 +126,7 @@ fn kernel_route(route: &spec::result::Route) -> rtnl::Route {
     let dst = route.dst.network();
     rtnl::Route {
         dst: dst.address(),
-        dst_len: dst.len(),
+        dst_len: dst.prefix_len(),
         gateway: route.gw,
         table: route.table,
         priority: route.priority,

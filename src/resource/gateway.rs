@@ -53,7 +53,7 @@ impl Gateway {
                 ))
             );
         }
-        let (ip, len) = (self.address.address(), self.address.len());
+        let (ip, len) = (self.address.address(), self.address.prefix_len());
         match world.host()?.execute_one(address::add(&found, ip, len, DuplicateDetection::Off)) {
             Ok(()) => {}
             // Another pod's ADD was faster.
@@ -65,7 +65,8 @@ impl Gateway {
             world.host()?.execute_one(link::set_mac(&found, mac))?;
         }
         if !conflicts.is_empty() && world.host()?.ports(&found)?.is_empty() {
-            let outdated = conflicts.iter().map(|p| address::delete(&found, p.address(), p.len())).collect();
+            let outdated =
+                conflicts.iter().map(|p| address::delete(&found, p.address(), p.prefix_len())).collect();
             for answer in world.host()?.execute(outdated)? {
                 match answer {
                     Err(e) if e.errno != Errno::EADDRNOTAVAIL => return Err(e.into()),
@@ -101,7 +102,11 @@ impl Gateway {
         if !world.host()?.ports(&found)?.is_empty() {
             return Ok(());
         }
-        match world.host()?.execute_one(address::delete(&found, self.address.address(), self.address.len())) {
+        match world.host()?.execute_one(address::delete(
+            &found,
+            self.address.address(),
+            self.address.prefix_len(),
+        )) {
             Err(e) if !matches!(e.errno, Errno::EADDRNOTAVAIL | Errno::ENODEV) => Err(e.into()),
             _ => Ok(()),
         }

@@ -83,14 +83,10 @@ impl Lease {
         let request = world.request;
         match &self.source {
             Source::HostLocal { .. } => {
-                request.args.check_known(&host_local::KNOWN_ARGS)?;
-                let host_local = HostLocal::parse(&request.config, &request.args)?;
+                let host_local = HostLocal::parse(&request.config, &request.args()?)?;
                 Ok(host_local.lease(&self.attachment, &world.state)?)
             }
-            Source::Static => {
-                request.args.check_known(&host_local::KNOWN_ARGS)?;
-                Ok(Static::parse(&request.config, &request.args)?.result())
-            }
+            Source::Static => Ok(Static::parse(&request.config, &request.args()?)?.result()),
             Source::Delegated { plugin } => {
                 let answer =
                     invoke::delegate(plugin, Command::Add, request, invoke::DEADLINE).inspect_err(|_| {
@@ -114,12 +110,12 @@ impl Lease {
         let sentences = match &self.source {
             Source::HostLocal { .. } => {
                 let addresses: Vec<IpAddr> = self.given.iter().map(|ip| ip.address.address()).collect();
-                let host_local = HostLocal::parse(&request.config, &request.args)?;
+                let host_local = HostLocal::parse(&request.config, &request.args()?)?;
                 host_local.observe(&self.attachment, &addresses, &world.state)?
             }
             Source::Static => {
                 let given = CniResult { ips: self.given.clone(), ..CniResult::default() };
-                Static::parse(&request.config, &request.args)?.observe(&given)
+                Static::parse(&request.config, &request.args()?)?.observe(&given)
             }
             Source::Delegated { plugin } => {
                 invoke::delegate(plugin, Command::Check, request, invoke::DEADLINE)?;
@@ -166,7 +162,7 @@ impl Lease {
         let request = world.request;
         match &self.source {
             Source::HostLocal { .. } => {
-                let usage = HostLocal::parse(&request.config, &request.args)?.status(&world.state)?;
+                let usage = HostLocal::parse(&request.config, &request.args()?)?.status(&world.state)?;
                 if let Some(full) = usage.iter().find(|usage| usage.is_exhausted()) {
                     let msg = format!("no IP addresses available in range set: {}", full.ranges);
                     let details = format!("{} of {} addresses are taken", full.taken, full.total);
@@ -174,7 +170,7 @@ impl Lease {
                 }
             }
             Source::Static => {
-                Static::parse(&request.config, &request.args)?;
+                Static::parse(&request.config, &request.args()?)?;
             }
             Source::Delegated { plugin } => {
                 invoke::delegate(plugin, Command::Status, request, invoke::DEADLINE)?;

@@ -159,7 +159,7 @@ impl Masquerade {
 fn network(source: Prefix) -> IpNetwork {
     let address = source.network().address();
     // The length of a prefix fits its family.
-    IpNetwork::new(address, source.len()).unwrap_or_else(|_| address.into())
+    IpNetwork::new(address, source.prefix_len()).unwrap_or_else(|_| address.into())
 }
 
 /// All multicast addresses of the family of an address: what goes there is never masqueraded.

@@ -2,6 +2,10 @@
 
 use super::{CniError, Code};
 
+/// The keys that CONVENTIONS.md of the CNI project defines. All plugins of this suite know all of them: one that is
+/// meant for the IPAM is no reason for the plugin before it to refuse the call, nor the other way round.
+pub const CONVENTIONAL: [&str; 3] = ["IP", "GATEWAY", "MAC"];
+
 /// The pairs of `CNI_ARGS`, checked against the keys that a plugin knows.
 ///
 /// Read as libcni's `types.LoadArgs` reads them: keys are case sensitive; an unknown key is an error unless

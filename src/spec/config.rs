@@ -77,7 +77,8 @@ impl NetConf {
             text => text.parse().map_err(|_| incompatible(text, &super::version::ALL))?,
         };
         let ipam_type = match json::get(&document, "ipam") {
-            Some(Value::Object(ipam)) => Some(text(ipam, "type")?).filter(|t| !t.is_empty()),
+            // A DEL has to work with whatever stands there; see `check_ipam`.
+            Some(Value::Object(ipam)) => text(ipam, "type").ok().filter(|t| !t.is_empty()),
             _ => None,
         };
         Ok(Self { version, name, ipam_type, document })
@@ -92,9 +93,23 @@ impl NetConf {
         }
     }
 
+    /// The error of code 6 if `ipam` or its `type` are not what they should be as JSON.
+    pub fn check_ipam(&self) -> Result<(), CniError> {
+        let wrong = |key: &str, value: &Value, wanted: &str| {
+            CniError::new(Code::Decoding, format!("{key}: the value {value} is wrong; wanted is {wanted}"))
+        };
+        match self.get("ipam") {
+            None => Ok(()),
+            Some(Value::Object(ipam)) => match json::get(ipam, "type") {
+                None | Some(Value::String(_)) => Ok(()),
+                Some(other) => Err(wrong("ipam.type", other, "a string")),
+            },
+            Some(other) => Err(wrong("ipam", other, "an object")),
+        }
+    }
+
     /// The whole object as one plugin's type.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, CniError> {
-        // A clone of the document would do as well; decoding straight from the map saves it.
         json::decode_object(&self.document)
             .map_err(|e| CniError::new(Code::Decoding, format!("network configuration: {e}")))
     }
@@ -107,7 +122,7 @@ impl NetConf {
     /// `prevResult`: the result of the plugin before in the chain, or on CHECK and DEL the last one's.
     pub fn prev_result(&self) -> Result<Option<CniResult>, CniError> {
         self.get("prevResult")
-            .map(|value| CniResult::from_value(value, self.version, "prevResult"))
+            .map(|value| CniResult::of_family(value, self.version, "prevResult"))
             .transpose()
     }
 

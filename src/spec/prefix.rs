@@ -31,18 +31,18 @@ impl Prefix {
     }
 
     /// Length of the prefix in bits.
-    pub fn len(self) -> u8 {
+    pub fn prefix_len(self) -> u8 {
         self.0.prefix()
     }
 
     /// Whether this is a default route's prefix (length 0).
     pub fn is_default(self) -> bool {
-        self.len() == 0
+        self.prefix_len() == 0
     }
 
     /// The network: the same prefix with its host bits cleared.
     pub fn network(self) -> Self {
-        Self(IpNetwork::new(self.0.network(), self.len()).unwrap_or(self.0))
+        Self(IpNetwork::new(self.0.network(), self.prefix_len()).unwrap_or(self.0))
     }
 
     /// The network's first address after the network address itself; what a gateway has when nobody says.
@@ -76,7 +76,7 @@ impl Prefix {
 
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address(), self.len())
+        write!(f, "{}/{}", self.address(), self.prefix_len())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::args::CONVENTIONAL;
 use super::names::{check_identifier, check_ifname};
 use super::{Args, Attachment, CniError, Code, NetConf, Version};
 
@@ -146,8 +147,8 @@ pub struct Request {
     pub attachment: Attachment,
     /// `CNI_NETNS` as it was given; `None` where it was not.
     pub netns: Option<PathBuf>,
-    /// `CNI_ARGS`.
-    pub args: Args,
+    /// `CNI_ARGS` as it was given; see [`Request::args`].
+    args: String,
     /// The directories of `CNI_PATH`, for finding delegated plugins.
     pub path: Vec<PathBuf>,
     /// The configuration.
@@ -171,7 +172,6 @@ impl Request {
                 command.since()
             )));
         }
-        let args = if command.has_attachment() { Args::parse(&environment.args)? } else { Args::default() };
         Ok(Self {
             command,
             attachment: Attachment {
@@ -180,11 +180,18 @@ impl Request {
                 ifname: environment.ifname.clone(),
             },
             netns: Some(PathBuf::from(&environment.netns)).filter(|p| !p.as_os_str().is_empty()),
-            args,
+            args: environment.args.clone(),
             path: environment.path.split(':').filter(|d| !d.is_empty()).map(PathBuf::from).collect(),
             config,
             stdin,
         })
+    }
+
+    /// The pairs of `CNI_ARGS`. Only who uses them may refuse them: `loopback` does not care, and DEL must not.
+    pub fn args(&self) -> Result<Args, CniError> {
+        let args = Args::parse(&self.args)?;
+        args.check_known(&CONVENTIONAL)?;
+        Ok(args)
     }
 }
 

@@ -141,32 +141,50 @@ struct OldResult {
     dns: Dns,
 }
 
+fn failed(what: &str, why: String) -> CniError {
+    CniError::new(Code::Decoding, format!("could not parse {what}: {why}"))
+}
+
 impl CniResult {
-    /// Reads a result whose `cniVersion`, where it has one, must be of the family of `version`; without one it is
-    /// taken to be of that version. `what` names the result in errors, e.g. `prevResult`.
-    pub fn from_value(value: &Value, version: Version, what: &str) -> Result<Self, CniError> {
-        let failed = |why: String| CniError::new(Code::Decoding, format!("could not parse {what}: {why}"));
-        let object = match value {
-            Value::Null => return Ok(Self::default()),
-            Value::Object(object) => object,
-            other => return Err(failed(format!("it is {other}, not an object"))),
-        };
-        let own = match json::get(object, "cniVersion") {
-            None => version,
-            Some(Value::String(text)) if text.is_empty() => version,
-            Some(Value::String(text)) => text.parse().map_err(|e| failed(format!("{e}")))?,
-            Some(other) => return Err(failed(format!("its cniVersion is {other}, not text"))),
-        };
-        if own.family() != version.family() {
-            return Err(failed(format!(
-                "its cniVersion is {own}, which has another shape than results of the configuration's {version}"
-            )));
+    /// Reads a result that must be of the same family as `version`: a `prevResult`, which the runtime has converted.
+    pub fn of_family(value: &Value, version: Version, what: &str) -> Result<Self, CniError> {
+        let own = Self::version_of(value, version, what)?;
+        if own.family() == version.family() {
+            return Self::from_value(value, version, what);
         }
-        let decoded = match own.family() {
+        Err(failed(
+            what,
+            format!(
+                "its cniVersion is {own}, which has another shape than results of the configuration's {version}"
+            ),
+        ))
+    }
+
+    /// Reads a result of any version. One that does not say its `cniVersion` is taken to be of `version`. `what` names
+    /// the result in errors.
+    pub fn from_value(value: &Value, version: Version, what: &str) -> Result<Self, CniError> {
+        if value.is_null() {
+            return Ok(Self::default());
+        }
+        let decoded = match Self::version_of(value, version, what)?.family() {
             Family::Ip4Ip6 => json::decode::<OldResult>(value).map(Self::from_old),
             Family::Lists | Family::V1 => json::decode::<Self>(value),
         };
-        decoded.map_err(|e| failed(e.to_string()))
+        decoded.map_err(|e| failed(what, e.to_string()))
+    }
+
+    fn version_of(value: &Value, otherwise: Version, what: &str) -> Result<Version, CniError> {
+        let object = match value {
+            Value::Null => return Ok(otherwise),
+            Value::Object(object) => object,
+            other => return Err(failed(what, format!("it is {other}, not an object"))),
+        };
+        match json::get(object, "cniVersion") {
+            None => Ok(otherwise),
+            Some(Value::String(text)) if text.is_empty() => Ok(otherwise),
+            Some(Value::String(text)) => text.parse().map_err(|e| failed(what, format!("{e}"))),
+            Some(other) => Err(failed(what, format!("its cniVersion is {other}, not text"))),
+        }
     }
 
     fn from_old(old: OldResult) -> Self {
@@ -311,9 +329,11 @@ mod tests {
     #[test]
     fn a_result_of_another_family_is_refused() {
         let value = json!({"cniVersion": "0.4.0"});
-        let error = CniResult::from_value(&value, Version::V1_0_0, "prevResult").unwrap_err();
+        let error = CniResult::of_family(&value, Version::V1_0_0, "prevResult").unwrap_err();
         assert!(error.msg.starts_with("could not parse prevResult"), "{error}");
-        assert!(CniResult::from_value(&json!({"cniVersion": "1.0.0"}), Version::V1_1_0, "x").is_ok());
+        assert!(CniResult::of_family(&json!({"cniVersion": "1.0.0"}), Version::V1_1_0, "x").is_ok());
+        let old = json!({"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.1/8"}});
+        assert_eq!(CniResult::from_value(&old, Version::V1_0_0, "x").unwrap().ips.len(), 1);
         assert_eq!(CniResult::from_value(&Value::Null, Version::V1_1_0, "x").unwrap(), CniResult::default());
     }
 
