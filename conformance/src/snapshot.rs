@@ -47,7 +47,9 @@ impl Snapshot {
             text.push(' ');
             text.push_str(&String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()));
             for word in text.split(|letter: char| !letter.is_alphanumeric()) {
-                if known.contains(word) {
+                // Two hexadecimal digits are more likely part of a MAC address than a container.
+                let digits = word.len() == 2 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+                if known.contains(word) && !digits {
                     notes.insert((word.to_owned(), path.clone()));
                 }
             }

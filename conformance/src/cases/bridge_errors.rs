@@ -40,7 +40,7 @@ fn refused(host: &Sandbox, network: Value, parts: &[&str]) -> Result<()> {
     let what = network.to_string();
     let pod = host.pod("p")?;
     let before = Snapshot::take(host, &[&pod])?;
-    let refusal = bridge("c1", &pod, network).add().run(host)?.refusal().with_context(|| what.clone())?;
+    let refusal = bridge("pod1", &pod, network).add().run(host)?.refusal().with_context(|| what.clone())?;
     let text = refusal.text().to_lowercase();
     for part in parts {
         holds(text.contains(&part.to_lowercase()), format!("{what}: {part:?} is not in the error {text:?}"))?;
@@ -139,7 +139,7 @@ fn a_namespace_that_is_none_is_refused(host: &Sandbox) -> Result<()> {
     let pod = host.pod("p")?;
     let before = Snapshot::take(host, &[&pod])?;
     for netns in ["/run/netns/none", "/etc/passwd", "/run/netns", "/dev/null"] {
-        let call = bridge("c1", &pod, gateway4()).env("CNI_NETNS", netns);
+        let call = bridge("pod1", &pod, gateway4()).env("CNI_NETNS", netns);
         let refusal = call.add().run(host)?.refusal().with_context(|| netns.to_owned())?;
         holds(refusal.text().contains(netns), format!("{netns} is not in the error: {}", refusal.text()))?;
         before.restored(host, &[&pod]).with_context(|| netns.to_owned())?;
@@ -181,7 +181,7 @@ fn an_invalid_configuration_has_the_code_for_it(host: &Sandbox) -> Result<()> {
         json!({"ipam": pool(&["10.20.0.0/31"])}),
     ] {
         let what = keys.to_string();
-        let refusal = bridge("c1", &pod, with(gateway4(), keys)).add().run(host)?.refusal()?;
+        let refusal = bridge("pod1", &pod, with(gateway4(), keys)).add().run(host)?.refusal()?;
         // 2: unsupported field; 7: invalid network configuration.
         holds(matches!(refusal.code, 2 | 7), format!("{what}: code {}: {}", refusal.code, refusal.text()))?;
     }
@@ -247,7 +247,7 @@ fn a_vlan_is_refused_where_bridges_do_not_filter(host: &Sandbox) -> Result<()> {
     }
     let pod = host.pod("p")?;
     let before = Snapshot::take(host, &[&pod])?;
-    let answer = bridge("c1", &pod, json!({"vlan": 100})).add().run(host)?;
+    let answer = bridge("pod1", &pod, json!({"vlan": 100})).add().run(host)?;
     if answer.status() == Some(0) {
         // Then the VLAN must be in force.
         let result = answer.result()?;

@@ -174,7 +174,7 @@ fn a_failed_add_does_not_burn_addresses(host: &Sandbox) -> Result<()> {
     let network = with(failing_late(), json!({"ipMasq": false}));
     for number in 0..3 {
         let pod = host.pod(&format!("p{number}"))?;
-        bridge(&format!("c{number}"), &pod, network.clone()).add().run(host)?.refusal()?;
+        bridge(&format!("box{number}"), &pod, network.clone()).add().run(host)?.refusal()?;
     }
     equal("leases", host.leases("net")?, Vec::<String>::new())
 }
@@ -305,7 +305,7 @@ fn many(host: &Sandbox, count: usize) -> Result<Vec<(Pod, Call)>> {
     (0..count)
         .map(|number| {
             let pod = host.pod(&format!("p{number}"))?;
-            let call = bridge(&format!("c{number}"), &pod, full());
+            let call = bridge(&format!("box{number}"), &pod, full());
             Ok((pod, call))
         })
         .collect()

@@ -58,7 +58,7 @@ fn on_add(script: &str) -> String {
 
 fn attachment(host: &Sandbox, pod: &Pod) -> Call {
     let path = format!("/run/scratch/fakes:{}", host.plugins().display());
-    bridge("c1", pod, json!({"ipam": {"type": "fake"}})).env("CNI_PATH", &path)
+    bridge("pod1", pod, json!({"ipam": {"type": "fake"}})).env("CNI_PATH", &path)
 }
 
 fn verbs() -> Vec<String> {
@@ -149,7 +149,7 @@ fn ipam_gets_the_same_variables_and_bytes(host: &Sandbox) -> Result<()> {
     let environment = fs::read_to_string("/run/scratch/env")?;
     for line in [
         "CNI_COMMAND=ADD",
-        "CNI_CONTAINERID=c1",
+        "CNI_CONTAINERID=pod1",
         "CNI_IFNAME=eth0",
         "CNI_NETNS=/run/netns/p",
         "CNI_ARGS=IgnoreUnknown=1;A=b",
@@ -178,7 +178,7 @@ fn a_foreign_host_local_is_executed(host: &Sandbox) -> Result<()> {
     let mut network = gateway4();
     network["isDefaultGateway"] = json!(false);
     let path = format!("/run/scratch/fakes:{}", host.plugins().display());
-    let result = bridge("c1", &pod, network).env("CNI_PATH", &path).add().run(host)?.result()?;
+    let result = bridge("pod1", &pod, network).env("CNI_PATH", &path).add().run(host)?.result()?;
     equal("address", text_at(&result, "/ips/0/address")?, "10.30.0.5/24")
 }
 

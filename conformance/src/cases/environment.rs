@@ -1,4 +1,4 @@
-//! How a plugin is called: variables, stdin, versions and verbs.
+//! How a plugin is called: variables and stdin, and what it says of errors in them.
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use super::cases;
 use super::networks::{NEWEST, PLUGINS, USUAL, VERSIONS, bridge, gateway4, host_local};
 use crate::call::Call;
-use crate::expect::{contains, equal, holds, list_at, same_json, text_at};
+use crate::expect::{contains, equal, holds, same_json};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
 
@@ -37,17 +37,6 @@ cases! {
         a_large_configuration_is_accepted;
         unknown_keys_are_ignored;
     }
-    "spec/versions" {
-        incompatible_versions_are_refused;
-        check_needs_0_4_0;
-        gc_and_status_need_1_1_0;
-        a_missing_version_means_the_oldest;
-        version_lists_all_seven;
-        version_needs_no_other_variable;
-        version_does_not_read_stdin;
-        a_bare_call_introduces_the_plugin;
-        an_answer_that_cannot_be_written_is_a_failure;
-    }
     "spec/args" {
         unknown_arguments_are_refused_by_name;
         unknown_arguments_are_ignored_on_request;
@@ -62,7 +51,7 @@ cases! {
 }
 
 /// A call of any of the four with a configuration that each accepts.
-fn any(plugin: &str) -> Call {
+pub(super) fn any(plugin: &str) -> Call {
     Call::new(plugin).id("c1").ifname("eth0").somewhere().config(json!({
         "cniVersion": USUAL, "name": "net", "type": plugin,
         "ipam": {"type": "host-local", "subnet": "10.1.0.0/24", "addresses": []},
@@ -131,7 +120,7 @@ fn del_needs_no_namespace(host: &Sandbox) -> Result<()> {
 
 fn a_missing_search_path_is_named(host: &Sandbox) -> Result<()> {
     let pod = host.pod("a")?;
-    let call = bridge("c1", &pod, gateway4()).without_path();
+    let call = bridge("pod1", &pod, gateway4()).without_path();
     let refusal = call.add().run(host)?.refused_with(4)?;
     contains("ADD without CNI_PATH", &refusal.text(), "CNI_PATH")
 }
@@ -218,7 +207,7 @@ fn the_own_namespace_is_refused_before_anything_is_done(host: &Sandbox) -> Resul
     let before = Snapshot::take(host, &[])?;
     for netns in ["/run/netns/host", "/proc/self/ns/net", "/proc/1/ns/net"] {
         let pod = host.pod("spare")?;
-        let call = bridge("c1", &pod, gateway4()).env("CNI_NETNS", netns);
+        let call = bridge("pod1", &pod, gateway4()).env("CNI_NETNS", netns);
         pod.remove()?;
         call.add().run(host)?.refused_with(8).with_context(|| format!("ADD with {netns}"))?;
         before.restored(host, &[]).with_context(|| format!("ADD with {netns}"))?;
@@ -333,128 +322,6 @@ fn unknown_keys_are_ignored(host: &Sandbox) -> Result<()> {
     call.del().run(host)?.silence()
 }
 
-fn incompatible_versions_are_refused(host: &Sandbox) -> Result<()> {
-    for plugin in PLUGINS {
-        for version in ["2.0.0", "1.2.0", "0.9.9", "1.0", "v1.0.0", "1.0.0 ", "abc"] {
-            for command in ["ADD", "DEL"] {
-                let answer = any(plugin).command(command).set("cniVersion", json!(version)).run(host)?;
-                let refusal =
-                    answer.refused_with(1).with_context(|| format!("{plugin} with version {version:?}"))?;
-                contains("the error names the version", &refusal.text(), version)?;
-            }
-        }
-    }
-    equal("leases", host.leases("net")?, Vec::<String>::new())
-}
-
-fn check_needs_0_4_0(host: &Sandbox) -> Result<()> {
-    for plugin in PLUGINS {
-        for version in &VERSIONS[..4] {
-            let answer = any(plugin).check().set("cniVersion", json!(version)).run(host)?;
-            answer.refused_with(1).with_context(|| format!("{plugin} CHECK in {version}"))?;
-        }
-    }
-    Ok(())
-}
-
-fn gc_and_status_need_1_1_0(host: &Sandbox) -> Result<()> {
-    for plugin in PLUGINS {
-        for version in &VERSIONS[..6] {
-            for call in [any(plugin).gc(), any(plugin).status()] {
-                let answer = call.set("cniVersion", json!(version)).run(host)?;
-                answer.refused_with(1).with_context(|| format!("{plugin} in {version}"))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn a_missing_version_means_the_oldest(host: &Sandbox) -> Result<()> {
-    let call = host_local("c1", json!({})).add();
-    let call = call.stdin(br#"{"name":"net","ipam":{"type":"host-local","subnet":"10.1.0.0/24"}}"#);
-    let result = call.run(host)?.result()?;
-    equal("address in the shape of 0.1.0", text_at(&result, "/ip4/ip")?, "10.1.0.2/24")
-}
-
-fn version_lists_all_seven(host: &Sandbox) -> Result<()> {
-    for plugin in PLUGINS {
-        let result =
-            Call::new(plugin).command("VERSION").stdin(br#"{"cniVersion":"1.0.0"}"#).run(host)?.result()?;
-        let supported = list_at(&result, "/supportedVersions").context(plugin)?;
-        for version in VERSIONS {
-            holds(
-                supported.contains(&json!(version)),
-                format!("{plugin} does not support {version}: {result}"),
-            )?;
-        }
-        let own = text_at(&result, "/cniVersion").context(plugin)?;
-        holds(VERSIONS.contains(&own), format!("{plugin} answers in an unknown version: {result}"))?;
-    }
-    Ok(())
-}
-
-fn version_needs_no_other_variable(host: &Sandbox) -> Result<()> {
-    for plugin in PLUGINS {
-        let call = Call::new(plugin).command("VERSION").without_path();
-        call.run(host)?.result().with_context(|| format!("{plugin}, no CNI_PATH, nothing on stdin"))?;
-        // podman asks like this.
-        let call = call.env("CNI_NETNS", "dummy").ifname("dummy").env("CNI_PATH", "dummy");
-        call.run(host)?.result().with_context(|| format!("{plugin}, as podman asks"))?;
-    }
-    Ok(())
-}
-
-fn version_does_not_read_stdin(host: &Sandbox) -> Result<()> {
-    host.run(&["mkfifo", "/run/scratch/never"])?;
-    for plugin in PLUGINS {
-        Call::new(plugin).command("VERSION").stdin(b"garbage").run(host)?.result().context(plugin)?;
-        // A pipe that stays open and empty.
-        let script = r#"CNI_COMMAND=VERSION exec timeout 5 "$0" <>/run/scratch/never"#;
-        let path = host.plugins().join(plugin);
-        host.run(&["sh", "-c", script, &path.to_string_lossy()])
-            .with_context(|| format!("{plugin} waits for stdin"))?;
-    }
-    Ok(())
-}
-
-fn a_bare_call_introduces_the_plugin(host: &Sandbox) -> Result<()> {
-    for plugin in PLUGINS {
-        let answer = Call::new(plugin).without_path().run(host)?;
-        equal(format!("{plugin}: exit status"), answer.status(), Some(0))?;
-        equal(format!("{plugin}: stdout"), answer.stdout(), "")?;
-        let said = answer.stderr();
-        let line = said.lines().find(|line| line.starts_with(&format!("CNI {plugin} plugin v")));
-        let Some(line) = line else {
-            bail!("{plugin}: wanted `CNI {plugin} plugin v<version>`, found {said:?}")
-        };
-        let rest = line.rsplit(" plugin v").next().unwrap_or_default();
-        let version = rest.split_whitespace().next().unwrap_or_default();
-        let numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
-        holds(
-            numbers.clone().count() == 3 && numbers.clone().all(|number| number.parse::<u32>().is_ok()),
-            format!("{plugin}: {version:?} is not a semantic version"),
-        )?;
-        for version in VERSIONS {
-            contains(format!("{plugin}: the supported versions"), said, version)?;
-        }
-    }
-    Ok(())
-}
-
-fn an_answer_that_cannot_be_written_is_a_failure(host: &Sandbox) -> Result<()> {
-    for plugin in PLUGINS {
-        let path = host.plugins().join(plugin);
-        let script = r#"CNI_COMMAND=VERSION exec "$0" >/dev/full </dev/null"#;
-        let finished = host.try_run(&["sh", "-c", script, &path.to_string_lossy()])?;
-        match finished.status.code() {
-            Some(0) => bail!("{plugin}: success although stdout is full"),
-            Some(_) => {}
-            None => bail!("{plugin}: {}", finished.outcome()),
-        }
-    }
-    Ok(())
-}
-
 fn unknown_arguments_are_refused_by_name(host: &Sandbox) -> Result<()> {
     let call = host_local("c1", json!({"subnet": "10.1.0.0/24"})).add();
     for args in ["FROB=1", "ip=10.1.0.7", "FROB=1;IgnoreUnknown=0", "IgnoreUnknown=false;FROB=1"] {
@@ -481,7 +348,7 @@ fn unknown_arguments_are_ignored_on_request(host: &Sandbox) -> Result<()> {
 
 fn what_kubernetes_passes_is_accepted(host: &Sandbox) -> Result<()> {
     let pod = host.pod("a")?;
-    let call = bridge("c1", &pod, gateway4()).args(
+    let call = bridge("pod1", &pod, gateway4()).args(
         "K8S_POD_INFRA_CONTAINER_ID=0123456789abcdef;K8S_POD_UID=6a7b;IgnoreUnknown=1;K8S_POD_NAMESPACE=default;\
          K8S_POD_NAME=web-0",
     );
@@ -513,7 +380,7 @@ fn an_error_says_its_version(host: &Sandbox) -> Result<()> {
 
 fn no_error_is_an_unnamed_internal_one(host: &Sandbox) -> Result<()> {
     let pod = host.pod("a")?;
-    let good = bridge("c1", &pod, gateway4());
+    let good = bridge("pod1", &pod, gateway4());
     let pool = || host_local("c1", json!({"subnet": "10.1.0.0/24"}));
     let fixed = |address: &str| super::networks::fixed(json!({"addresses": [{"address": address}]})).add();
     let calls = [

@@ -39,6 +39,7 @@ mod host_local_requests;
 mod host_local_store;
 mod loopback;
 mod results;
+mod versions;
 
 /// Lists the cases of a file: groups of functions, each with what it needs.
 macro_rules! cases {
@@ -60,6 +61,7 @@ use cases;
 pub fn all() -> Vec<Case> {
     [
         environment::CASES,
+        versions::CASES,
         results::CASES,
         delegation::CASES,
         host_local_ranges::CASES,

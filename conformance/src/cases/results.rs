@@ -153,7 +153,8 @@ fn more_than_one_address_of_a_family_needs_0_3(host: &Sandbox) -> Result<()> {
     for subnets in [["10.1.0.0/24", "10.2.0.0/24"], ["fd01::/64", "fd02::/64"]] {
         for version in ["0.1.0", "0.2.0"] {
             let pod = host.pod("p")?;
-            let call = bridge("c1", &pod, json!({"ipam": pool(&subnets)})).set("cniVersion", json!(version));
+            let call =
+                bridge("pod1", &pod, json!({"ipam": pool(&subnets)})).set("cniVersion", json!(version));
             let refusal = call.add().run(host)?.refusal()?;
             let text = format!("CNI version {version} does not support more than 1 address per family");
             contains("the error", &refusal.text(), &text)?;
@@ -168,7 +169,7 @@ fn without_addresses_the_oldest_versions_fail_and_leave_nothing(host: &Sandbox) 
     let pod = host.pod("p")?;
     let before = Snapshot::take(host, &[&pod])?;
     for version in ["0.1.0", "0.2.0"] {
-        let call = bridge("c1", &pod, json!({})).set("cniVersion", json!(version));
+        let call = bridge("pod1", &pod, json!({})).set("cniVersion", json!(version));
         let refusal = call.add().run(host)?.refusal()?;
         contains("the error", &refusal.text(), "cannot convert: no valid IP addresses")?;
         before.restored(host, &[&pod])?;
