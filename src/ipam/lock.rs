@@ -96,7 +96,9 @@ fn held_by(path: &Path, holder: Option<&str>, waited: Duration) -> CniError {
 fn holder(dev: u64, ino: u64) -> Option<String> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let pid = holder_in(&locks, dev, ino)?;
-    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let Ok(command) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
+        return Some(format!("a child of process {pid}, which has ended and left it its open file"));
+    };
     let command = String::from_utf8_lossy(&command).replace('\0', " ");
     let command: String = command.trim().chars().take(200).collect();
     Some(if command.is_empty() { format!("process {pid}") } else { format!("process {pid} ({command})") })
