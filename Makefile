@@ -74,10 +74,12 @@ build: ## build the plugins, one static file
 
 # Each name is written aside, in a directory of its own where no runtime looks for plugins, and renamed into place.
 # So a plugin that is being executed can be replaced, and whoever calls one meanwhile finds the old or the new one.
+# What an install that was killed has left aside goes with a later one.
 .PHONY: install
 install: build ## put the plugins into DESTDIR/BINDIR (BINDIR=/opt/cni/bin), replacing what is there
 	@dir='$(DESTDIR)$(BINDIR)'; \
 	mkdir -p "$$dir"; \
+	find "$$dir" -maxdepth 1 -name '.bridgehead.*' -mmin +10 -exec rm -r {} +; \
 	aside=$$(mktemp -d "$$dir/.bridgehead.XXXXXX"); \
 	trap 'rm -rf "$$aside"' EXIT; \
 	install -m 0755 '$(BINARY)' "$$aside/bridgehead"; \
@@ -96,7 +98,7 @@ uninstall: ## remove what install has put there
 	rm -f "$$dir/bridgehead"
 
 .PHONY: stage
-stage: build
+stage: # build and install for demo, tests and benchmark
 	@$(MAKE) --no-print-directory install DESTDIR= BINDIR='$(STAGE)'
 
 .PHONY: demo
@@ -111,10 +113,11 @@ packages: ## root: install the Debian packages that test, bench and demo use, if
 	$(call install_packages,$(BUILD_NEEDS) $(TEST_NEEDS),Testing)
 
 .PHONY: test
-test: ## root: unit tests, every network of test-configs, and the conformance suite
+test: ## root: unit tests, installation, every network of test-configs, and the conformance suite
 	$(need_root)
 	@$(MAKE) --no-print-directory packages stage
 	cargo test --workspace --locked
+	tests/install
 	test-configs/attach-each '$(STAGE)'
 	@$(MAKE) --no-print-directory conformance
 
@@ -161,7 +164,7 @@ lint: ## formatting, clippy, documentation, shell scripts: no warning passes
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
 	@if command -v shellcheck >/dev/null; then \
-	    shellcheck demo/private-host demo/run.sh test-configs/attach-each .ci/run; \
+	    shellcheck demo/private-host demo/run.sh test-configs/attach-each tests/install .ci/run; \
 	else \
 	    echo "There is no shellcheck here; the shell scripts were not looked at."; \
 	fi
