@@ -98,7 +98,7 @@ impl Socket {
     /// Opens a socket of a protocol (`NETLINK_ROUTE`, `NETLINK_NETFILTER`; linux/netlink.h) in the thread's namespace.
     pub fn open(protocol: isize) -> Result<Self> {
         let failed = |e: std::io::Error| Error::from_io("open a netlink socket", &e);
-        let mut inner = netlink_sys::Socket::new(protocol).map_err(failed)?;
+        let inner = netlink_sys::Socket::new(protocol).map_err(failed)?;
         inner.set_cap_ack(true).map_err(failed)?;
         inner.set_ext_ack(true).map_err(failed)?;
         // Without it the kernel ignores the filters of a dump; kernels before 4.20 do not know it and dump all.
@@ -106,8 +106,6 @@ impl Socket {
         let timeout = TimeVal::new(DEADLINE.as_secs() as i64, 0);
         let failed = |e: Errno| Error::new("open a netlink socket", e);
         setsockopt(&inner, sockopt::ReceiveTimeout, &timeout).map_err(failed)?;
-        let io = |e: std::io::Error| Error::from_io("bind a netlink socket", &e);
-        inner.bind_auto().map_err(io)?;
         Ok(Self { inner, sequence: 0, buffer: vec![0; BUFFER_BYTES] })
     }
 
@@ -166,13 +164,30 @@ impl Socket {
         self.execute(vec![message])?.into_iter().collect()
     }
 
-    /// Asks for one object. `None` where there is none (`ENOENT`, `ENODEV`, `ESRCH`).
-    pub fn get(&mut self, message: Message) -> Result<Option<Vec<u8>>> {
-        let mut found = None;
-        match self.converse(message, |body| found = Some(body.to_vec())) {
-            Ok(_) => Ok(found),
-            Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ENODEV | Errno::ESRCH) => Ok(None),
-            Err(e) => Err(e),
+    /// Asks for one object, which is the answer: an acknowledgement on top of it would be one datagram more to read.
+    /// `None` where there is none (`ENOENT`, `ENODEV`, `ESRCH`).
+    pub fn get(&mut self, mut message: Message) -> Result<Option<Vec<u8>>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        let flags = NLM_F_REQUEST.to_ne_bytes();
+        message.bytes[6..8].copy_from_slice(&flags);
+        message.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        let deed = || message.deed.clone();
+        self.send(&message.bytes, deed)?;
+        loop {
+            let datagram = self.receive(deed)?;
+            let Some((header, body)) = messages(datagram).find(|(header, _)| header.sequence == sequence)
+            else {
+                continue;
+            };
+            if header.kind != NLMSG_ERROR {
+                return Ok(Some(body.to_vec()));
+            }
+            return match parse_error(&message.deed, &header, body) {
+                Some(e) if matches!(e.errno, Errno::ENOENT | Errno::ENODEV | Errno::ESRCH) => Ok(None),
+                Some(e) => Err(e),
+                None => Ok(None),
+            };
         }
     }
 

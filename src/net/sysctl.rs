@@ -18,6 +18,13 @@ pub fn read(name: &str) -> Result<String> {
         .map_err(|e| Error::from_io(format!("read sysctl net/{name}"), &e))
 }
 
+/// What tells this boot of the kernel from all others: a random UUID.
+pub fn boot_id() -> Result<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .map_err(|e| Error::from_io("read the boot ID", &e))
+}
+
 /// Gives a sysctl a value; tells whether it had another.
 ///
 /// It is read first: writing a value that is there wakes up whoever listens, and fails where /proc/sys is read-only

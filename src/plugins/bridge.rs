@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::PluginType;
-use crate::net::{Link, Mac};
+use crate::net::{Link, Mac, Netns, sysctl};
 use crate::plan::{Plan, Plugin};
 use crate::resource::addressing::decide_next_hops;
 use crate::resource::masquerade::Backend;
@@ -331,7 +331,10 @@ impl Bridge {
     /// Looks at the host once: what is there already decides what is taken over.
     fn look_at_host(&self, ipam: &CniResult, world: &mut World<'_>) -> anyhow::Result<Facts> {
         let bridge = world.host_link(&self.name)?;
-        let bridge_mac = bridge.as_ref().and_then(|l| l.mac).unwrap_or_else(random_mac);
+        let bridge_mac = match bridge.as_ref().and_then(|link| link.mac) {
+            Some(mac) => mac,
+            None => new_bridge_mac(&self.name)?,
+        };
         let vlan_gateway_mac = match self.gateway_vlan() {
             Some(vlan) => {
                 let name = vlan_gateway::link_name(&self.name, vlan);
@@ -467,7 +470,8 @@ impl Plugin for Bridge {
         let masquerade = self.decide_backend(&ipam, world)?;
         let bridge_mac = mac_of(on_host(&self.name)).or_else(|| bridge.as_ref().and_then(|l: &Link| l.mac));
         let facts = Facts {
-            bridge_mac: bridge_mac.unwrap_or_else(random_mac),
+            // Where neither says, the bridge is missing, and that is the finding.
+            bridge_mac: bridge_mac.unwrap_or(Mac([0; 6])),
             bridge_mtu: None,
             vlan_gateway_mac: vlan_gateway.and_then(|name| mac_of(on_host(&name))),
             mtu: match self.mtu {
@@ -529,16 +533,13 @@ fn derived_mac(attachment: &Attachment, ipam: &CniResult) -> Mac {
     }
 }
 
-/// A MAC for a bridge that is to be made. Not derived: bridges of the same name on two hosts may share a network.
-fn random_mac() -> Mac {
-    let mut bytes = [0; 5];
-    // SAFETY: writes at most as many bytes as the buffer has. Up to 256 bytes come whole once the pool is ready.
-    let got = unsafe { nix::libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if got == bytes.len() as isize {
-        Mac::local(bytes)
-    } else {
-        veth::mac_from(&[&std::process::id().to_string()])
-    }
+/// The MAC of a bridge that is to be made. Pods that come at the same moment must all say the same in their results,
+/// so it is made from what they have in common; and bridges of one name on two hosts may share a network, so that is
+/// the host's namespace in this boot.
+fn new_bridge_mac(name: &str) -> anyhow::Result<Mac> {
+    let boot = sysctl::boot_id()?;
+    let host = Netns::own()?.identity()?;
+    Ok(veth::mac_from(&["bridge", &boot, &host.device.to_string(), &host.inode.to_string(), name]))
 }
 
 fn requested_mac(request: &Request) -> Result<Option<Mac>, CniError> {

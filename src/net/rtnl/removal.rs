@@ -5,7 +5,7 @@
 //! nothing left to be done for us. So a short-lived child sends the request and waits that out; the parent, which
 //! listens for link events since before, goes on once the link is announced gone, and never before.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -37,8 +37,7 @@ pub fn remove(link: &Link) -> Result<()> {
     match unsafe { fork() }.map_err(failed)? {
         ForkResult::Child => {
             drop(failure);
-            let kept = [rtnl.as_fd().as_raw_fd(), report.as_raw_fd()];
-            let code = match leave_the_caller(kept).and_then(|()| rtnl.execute_one(delete(link))) {
+            let code = match leave_the_caller().and_then(|()| rtnl.execute_one(delete(link))) {
                 Ok(()) => 0,
                 Err(e) => {
                     // The parent reads the errno. If it is gone, nobody needs to know.
@@ -56,26 +55,39 @@ pub fn remove(link: &Link) -> Result<()> {
     }
 }
 
-/// The child lets go of all that the caller may wait for: descriptors, session, working directory. It keeps two.
-fn leave_the_caller(kept: [RawFd; 2]) -> Result<()> {
+/// The child lets go of all that the caller may wait for: session, working directory, and descriptors, the standard
+/// ones and any other that this program inherited.
+///
+/// This program's own stay open. An nf_tables socket is among them on purpose: who closes the last descriptor of one
+/// after a transaction that deleted something waits for the kernel to free it (`nft_rcv_nl_event`), which takes
+/// another 10 ms. So it is the child that waits.
+fn leave_the_caller() -> Result<()> {
     let failed = |e: Errno| Error::new("detach from the caller", e);
     setsid().map_err(failed)?;
     chdir("/").map_err(failed)?;
-    let null = open("/dev/null", OFlag::O_RDWR, Mode::empty()).map_err(failed)?;
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
     dup2_stdin(null.as_fd()).map_err(failed)?;
     dup2_stdout(null.as_fd()).map_err(failed)?;
     dup2_stderr(null.as_fd()).map_err(failed)?;
-    drop(null);
-    let [low, high] = [kept[0].min(kept[1]) as u32, kept[0].max(kept[1]) as u32];
-    for (first, last) in [(3, low.saturating_sub(1)), (low + 1, high.saturating_sub(1)), (high + 1, u32::MAX)]
-    {
-        if first <= last {
-            // SAFETY: closes descriptors of this child only, and none that anything here uses afterwards. Kernels
-            // before 5.9 do not have the call; then the descriptors live on for some milliseconds.
-            unsafe { nix::libc::syscall(nix::libc::SYS_close_range, first, last, 0) };
-        }
+    for fd in inherited_descriptors() {
+        // SAFETY: nothing here knows of the descriptor, since it came with exec and is none of the standard ones.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     Ok(())
+}
+
+/// Descriptors that survived exec: those without the flag by which this program's own would not.
+fn inherited_descriptors() -> Vec<RawFd> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&fd: &RawFd| fd > 2)
+        .filter(|&fd| {
+            // SAFETY: only asks for flags; a descriptor that is not open gives EBADF.
+            let flags = unsafe { nix::libc::fcntl(fd, nix::libc::F_GETFD) };
+            flags >= 0 && flags & nix::libc::FD_CLOEXEC == 0
+        })
+        .collect()
 }
 
 fn wait_until_gone(link: &Link, events: &mut Socket, failure: &OwnedFd) -> Result<()> {
