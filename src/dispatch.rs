@@ -47,7 +47,8 @@ pub fn run(plugin: &PluginType) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let error = CniError { cni_version, ..error };
+            // A delegate's error object is passed on as it is.
+            let error = CniError { cni_version: error.cni_version.clone().or(cni_version), ..error };
             let value = json!(error);
             if write_stdout(&pretty(&value)).is_err() {
                 log::error!("{error}");

@@ -1,5 +1,7 @@
 //! Holds the arrows of the house: which module may import which. A new arrow is a decision, made here.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

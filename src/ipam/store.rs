@@ -4,7 +4,7 @@
 //! held over more than one step: who releases an address and removes what is keyed by it does both under one lock,
 //! and nobody can get the address in between.
 //!
-//! What the directory holds is remembered in an [`Index`] and the index is trusted by this rule: after each change of
+//! What the directory holds is remembered in an index and the index is trusted by this rule: after each change of
 //! our own, the directory's modification time is set to the moment in nanoseconds, and the same is written into the
 //! index. Every later change by anybody (the Go plugin, an administrator, ourselves if we are killed half-way) sets
 //! another time, and the next call builds the index anew by reading the whole directory once. Therefore changes go

@@ -110,11 +110,14 @@ impl Socket {
     }
 
     /// Joins a multicast group (`RTNLGRP_*`, linux/rtnetlink.h).
-    pub fn join(&self, group: u32) -> Result<()> {
+    pub fn join(&mut self, group: u32) -> Result<()> {
         let failed = |e: std::io::Error| Error::from_io(format!("join netlink group {group}"), &e);
         // Events must not be lost to a small buffer; being root, we may ask for more than the system's limit.
         setsockopt(&self.inner, sockopt::RcvBufForce, &(1 << 20))
             .map_err(|e| Error::new("enlarge a netlink buffer", e))?;
+        // Sending would bind the socket by itself. One that has no address yet is taken for the kernel's own, which
+        // hears no events of the kernel.
+        self.inner.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
         self.inner.add_membership(group).map_err(failed)
     }
 

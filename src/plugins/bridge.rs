@@ -1,6 +1,6 @@
 //! `bridge`: a bridge on the host, a veth pair between it and the pod, addresses, NAT.
 //!
-//! What a bridge attachment is made of is said in [`Bridge::resources`].
+//! What a bridge attachment is made of is said in `Bridge::resources`.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
