@@ -15,7 +15,6 @@
 //! A pod is one element in each set; nothing else changes with it.
 
 use anyhow::Result;
-use netlink_packet_netfilter::nftables::{Expressions, Lookup};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -128,11 +127,7 @@ impl MacGuard {
         let mut findings = Vec::new();
         let rules = nft.rules(CHAIN)?;
         for (set, wanted) in self.elements() {
-            let looks_up = |expression| match expression {
-                Expressions::Lookup(parts) => parts.contains(&Lookup::Set(set.name.to_owned())),
-                _ => false,
-            };
-            if !rules.iter().any(|rule| rule.expressions().any(looks_up)) {
+            if !rules.iter().any(|rule| rule.looks_up(set.name)) {
                 findings.push(Finding::missing(format!("rule for {set} in {CHAIN}")));
             }
             let object = || format!("element of {} in {set}", self.host_ifname);

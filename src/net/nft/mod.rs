@@ -5,12 +5,15 @@
 
 pub mod chain;
 pub mod expr;
+mod holder;
 pub mod rule;
 pub mod set;
 pub mod table;
 pub mod transaction;
 pub mod userdata;
 pub mod verdict;
+
+use std::os::fd::AsFd;
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
@@ -23,6 +26,7 @@ use super::netlink::{Message, Socket};
 use super::{Error, Result};
 pub use chain::{Base, Chain, Hook, Kind};
 pub use expr::Expr;
+use holder::Holder;
 pub use rule::Rule;
 pub use set::{Carries, Element, KeyType, Set};
 pub use table::{Family, Table};
@@ -55,12 +59,17 @@ pub enum Extension {
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
+    /// Behind the socket, since fields are dropped in order.
+    _holder: Option<Holder>,
 }
 
 impl Nft {
-    /// Opens a connection in the thread's network namespace.
+    /// Opens a connection in the thread's network namespace, and forks a child that closes it when this program has
+    /// no more use for it (see the module `holder`).
     pub fn open() -> Result<Self> {
-        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
+        let socket = Socket::open(NETLINK_NETFILTER)?;
+        let holder = Holder::start(socket.as_fd());
+        Ok(Self { socket, _holder: holder })
     }
 
     /// Makes all changes of a transaction, or none. The error names the one that the kernel refused.

@@ -2,7 +2,7 @@
 
 use netlink_packet_core::{NLA_F_NESTED, NlaBuffer, NlasIterator, Parseable, parse_u64_be};
 use netlink_packet_netfilter::nftables::{
-    ExpressionAttribute, Expressions, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
+    ExpressionAttribute, Expressions, ListAttribute, Lookup, NfTablesMessage, RuleAttribute, RuleMessage,
 };
 
 use super::chain::Chain;
@@ -14,6 +14,29 @@ use super::verdict::Verdict;
 const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_RULE_USERDATA: u16 = 7;
+
+/// The way to the chain that a verdict names, through nested attributes (linux/netfilter/nf_tables.h).
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CHAIN: u16 = 2;
+
+/// Attributes as pairs of kind and value; ends at the first that is cut off.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [a, b, c, d, ..] = *bytes else { return None };
+        let len = usize::from(u16::from_ne_bytes([a, b]));
+        let value = bytes.get(4..len)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([c, d]) & !NLA_F_NESTED, value))
+    })
+}
+
+fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
 
 impl Chain<'_> {
     fn attributes_of_rule(self) -> Vec<RuleAttribute> {
@@ -99,18 +122,25 @@ impl Rule {
         }
     }
 
-    /// Whether another rule is written with the same bytes.
-    #[cfg(test)]
-    pub(crate) fn has_same_expressions(&self, other: &Self) -> bool {
-        self.expressions == other.expressions
+    /// Whether it looks something up in a set or map of the same table.
+    pub fn looks_up(&self, set: &str) -> bool {
+        self.expressions().any(|expression| match expression {
+            Expressions::Lookup(parts) => parts.contains(&Lookup::Set(set.to_owned())),
+            _ => false,
+        })
     }
 
     /// Whether it jumps or goes to a chain of the same table.
+    ///
+    /// Looks no closer than it must: it is asked of every rule of a chain that may have thousands.
     pub fn leads_to(&self, chain: &str) -> bool {
-        // Cheap first: the name must stand somewhere in the rule.
-        let name = chain.as_bytes();
-        self.expressions.windows(name.len().max(1)).any(|w| w == name)
-            && self.verdicts().any(|v| matches!(v, Verdict::Jump(to) | Verdict::Goto(to) if to == chain))
+        let elements = attributes(&self.expressions);
+        elements.filter(|(kind, _)| *kind == NFTA_LIST_ELEM).any(|(_, element)| {
+            let path = [NFTA_EXPR_DATA, NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN];
+            let is_immediate = attribute(element, NFTA_EXPR_NAME) == Some(b"immediate\0");
+            let name = path.iter().try_fold(element, |within, kind| attribute(within, *kind));
+            is_immediate && name.and_then(|name| name.strip_suffix(&[0])) == Some(chain.as_bytes())
+        })
     }
 
     /// Its verdicts; a rule has at most one in practice.

@@ -2,7 +2,6 @@
 
 use std::process::Command;
 
-use netlink_packet_netfilter::nftables::{Expressions, Lookup};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
@@ -100,11 +99,7 @@ fn what_is_written_is_what_nft_reads() {
     let post = nft.rules(TABLE.chain("post")).unwrap();
     assert_eq!(post.len(), 1);
     assert_eq!(post[0].comment.as_deref(), Some("entry"));
-    assert!(
-        post[0]
-            .expressions()
-            .any(|e| matches!(e, Expressions::Lookup(parts) if parts.contains(&Lookup::Set("m".into()))))
-    );
+    assert!(post[0].looks_up("m") && !post[0].looks_up("n"));
     assert_eq!(nft.rules(sub).unwrap()[0].verdicts().collect::<Vec<_>>(), [Verdict::Return]);
 
     let mut transaction = Transaction::new();

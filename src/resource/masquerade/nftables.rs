@@ -24,8 +24,6 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_netfilter::nftables::{Expressions, Lookup};
-
 use super::super::owner::Owner;
 use super::super::{Ensured, Finding};
 use super::multicast;
@@ -144,11 +142,7 @@ pub(super) fn observe(nft: &mut Nft, owner: &Owner, sources: &[Prefix]) -> Resul
     }
     for &source in sources {
         let map = map_of(source.address());
-        let looks_up = |expression| match expression {
-            Expressions::Lookup(parts) => parts.contains(&Lookup::Set(map.name.to_owned())),
-            _ => false,
-        };
-        if !entry_rules.iter().any(|rule| rule.expressions().any(looks_up)) {
+        if !entry_rules.iter().any(|rule| rule.looks_up(map.name)) {
             findings.push(Finding::missing(format!("rule for {map} in {ENTRY}")));
         }
         let name = subnet_chain(source);

@@ -378,30 +378,46 @@ fn timing() {
                 masquerade(backend, &format!("other{number}"), &[&source]).ensure_with(&mut nft).unwrap();
             }
             let pod = masquerade(backend, "pod", &["10.1.0.5/16"]);
-            let mut times: [Vec<u128>; 4] = Default::default();
-            for round in 0..200 {
-                if round >= 100 {
-                    std::thread::sleep(std::time::Duration::from_millis(40));
+            let start = Instant::now();
+            let entries = nft.rules(Protocol::Ipv4.nat().chain("POSTROUTING")).unwrap();
+            let read = start.elapsed();
+            let leading = entries.iter().filter(|rule| rule.leads_to("CNI-other")).count();
+            let all = start.elapsed();
+            eprintln!("{} rules, {leading} found: read in {read:?}, and searched in {all:?}", entries.len());
+            // In a row, and at rest: an ADD right after a DEL may find the kernel still busy with that.
+            for pause in [0, 40] {
+                let mut times: [Vec<u128>; 4] = Default::default();
+                for _ in 0..100 {
+                    std::thread::sleep(std::time::Duration::from_millis(pause));
+                    let mut start = Instant::now();
+                    let mut lap = |index: usize| {
+                        times[index].push(start.elapsed().as_micros());
+                        start = Instant::now();
+                    };
+                    let mut nft = Nft::open().unwrap();
+                    pod.ensure_with(&mut nft).unwrap();
+                    lap(0);
+                    drop(nft);
+                    lap(1);
+                    let mut nft = Nft::open().unwrap();
+                    pod.remove_with(&mut nft).unwrap();
+                    lap(2);
+                    drop(nft);
+                    lap(3);
+                    // The children that closed the connections; a program that ends leaves them to init.
+                    while nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG))
+                        .is_ok_and(|status| status.pid().is_some())
+                    {}
                 }
-                let mut time = |index: usize, work: &mut dyn FnMut()| {
-                    let start = Instant::now();
-                    work();
-                    times[index].push(start.elapsed().as_micros());
-                };
-                let offset = if round >= 100 { 2 } else { 0 };
-                time(offset, &mut || {
-                    pod.ensure_with(&mut Nft::open().unwrap()).unwrap();
+                let [ensure, close, remove, close_again] = times.map(|mut t| {
+                    t.sort_unstable();
+                    t[t.len() / 2]
                 });
-                time(offset + 1, &mut || pod.remove_with(&mut Nft::open().unwrap()).unwrap());
+                eprintln!(
+                    "{backend:?}, {others} others, pause {pause} ms: ensure {ensure} µs, close {close}; \
+                     remove {remove}, close {close_again}"
+                );
             }
-            let median = times.map(|mut t| {
-                t.sort_unstable();
-                t[t.len() / 2]
-            });
-            eprintln!(
-                "{backend:?}, {others} others: in a row ensure {} µs, remove {} µs; at rest {} and {}",
-                median[0], median[1], median[2], median[3]
-            );
         }
     }
 }
