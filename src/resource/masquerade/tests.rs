@@ -331,8 +331,7 @@ fn iptables_rules_of_the_reference() {
     let call = |command: &str| {
         run(&format!(
             r#"unshare -m sh -e -c '
-                mkdir -p /run/netns /var/lib/cni
-                mount -t tmpfs none /run/netns; mount -t tmpfs none /var/lib/cni
+                mount -t tmpfs none /run; mount -t tmpfs none /var/lib
                 ip netns add pod
                 export CNI_COMMAND={command} CNI_CONTAINERID=abc123 CNI_NETNS=/run/netns/pod CNI_IFNAME=eth0
                 export CNI_PATH={PLUGINS}
