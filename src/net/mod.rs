@@ -1,5 +1,6 @@
 //! The kernel: namespaces, netlink, nf_tables, iptables, sysctl. Knows nothing of CNI.
 
+pub mod child;
 pub mod error;
 pub mod iptables;
 pub mod mac;

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{Ensured, Finding, World};
 use crate::net::rtnl::link::{self, Link, Port, VethPair};
-use crate::net::rtnl::removal;
 use crate::net::{Mac, Rtnl, sysctl};
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, CniError, Code};
@@ -233,7 +232,7 @@ impl Veth {
         if !found.alias.is_empty() && found.alias != alias(&self.attachment) {
             return Ok(false);
         }
-        removal::remove(&found)?;
+        world.remove_host_link(&found)?;
         Ok(true)
     }
 }
@@ -252,11 +251,10 @@ impl ForeignVeth {
         if !world.has_pod() {
             return Ok(());
         }
-        let pod = world.pod()?;
-        if let Some(found) = pod.rtnl()?.link(&self.ifname)? {
-            pod.netns().run(|| removal::remove(&found))??;
+        match world.pod()?.rtnl()?.link(&self.ifname)? {
+            Some(found) => world.remove_pod_link(&found),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

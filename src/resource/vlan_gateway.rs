@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::veth::mac_from;
 use super::{Ensured, Finding, World};
 use crate::net::rtnl::link::{self, VethPair};
-use crate::net::rtnl::removal;
 use crate::net::rtnl::vlan::{self, Membership};
 use crate::net::{Mac, sysctl};
 use crate::spec::digest::sha512_hex;
@@ -99,7 +98,7 @@ impl VlanGateway {
         world.forget_host_link(&self.name());
         if let Some(found) = world.host_link(&self.name())? {
             world.forget_host_link(&self.name());
-            removal::remove(&found)?;
+            world.remove_host_link(&found)?;
         }
         Ok(())
     }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use crate::net::{self, Link, Netns, Rtnl, nft::Nft};
+use crate::net::nft::{self, Nft};
+use crate::net::rtnl::removal;
+use crate::net::{self, Link, Netns, Rtnl};
 use crate::spec::{CniError, Code, Request};
 
 /// The host's namespace, the pod's, the tables of the host, and the call itself.
@@ -20,6 +22,8 @@ pub struct World<'a> {
     pod: Option<Pod>,
     nft: Option<Nft>,
     links: Vec<Link>,
+    /// Whether a child that outlives this program holds the connection to nf_tables too.
+    child_has_nft: bool,
 }
 
 /// The pod's namespace.
@@ -32,7 +36,7 @@ pub struct Pod {
 impl<'a> World<'a> {
     /// The world of a request.
     pub fn new(request: &'a Request, state: PathBuf) -> Self {
-        Self { request, state, host: None, pod: None, nft: None, links: Vec::new() }
+        Self { request, state, host: None, pod: None, nft: None, links: Vec::new(), child_has_nft: false }
     }
 
     /// rtnetlink of the host.
@@ -88,6 +92,44 @@ impl<'a> World<'a> {
     /// Forgets what is known of a link of the host, after a change to it.
     pub fn forget_host_link(&mut self, name: &str) {
         self.links.retain(|l| l.name != name);
+    }
+}
+
+impl World<'_> {
+    /// Deletes a link of the host, and with a veth its peer; see [`removal`].
+    pub fn remove_host_link(&mut self, link: &Link) -> net::Result<()> {
+        self.forget_host_link(&link.name);
+        self.child_has_nft = self.nft.is_some();
+        removal::remove(link)
+    }
+
+    /// Deletes a link of the pod.
+    pub fn remove_pod_link(&mut self, link: &Link) -> anyhow::Result<()> {
+        self.child_has_nft = self.nft.is_some();
+        Ok(self.pod()?.netns.run(|| removal::remove(link))??)
+    }
+
+    /// Tells other calls that something was deleted from nf_tables just now, and learns whether they did.
+    fn exchange_deletions(&self, has_deleted: bool) -> bool {
+        let mark = self.state.join("nft-deletion");
+        if has_deleted {
+            // A hint that cannot be given costs somebody some milliseconds.
+            let _ = std::fs::write(&mark, "");
+            return true;
+        }
+        let age = std::fs::metadata(&mark).and_then(|m| m.modified()).map(|time| time.elapsed());
+        matches!(age, Ok(Ok(age)) if age < nft::FREED)
+    }
+}
+
+impl Drop for World<'_> {
+    fn drop(&mut self) {
+        if let Some(nft) = self.nft.take()
+            && self.exchange_deletions(nft.has_deleted())
+            && !self.child_has_nft
+        {
+            nft.close_later();
+        }
     }
 }
 

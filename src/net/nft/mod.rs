@@ -5,7 +5,6 @@
 
 pub mod chain;
 pub mod expr;
-mod holder;
 pub mod rule;
 pub mod set;
 pub mod table;
@@ -13,7 +12,7 @@ pub mod transaction;
 pub mod userdata;
 pub mod verdict;
 
-use std::os::fd::AsFd;
+use std::time::Duration;
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
@@ -23,10 +22,9 @@ use netlink_packet_netfilter::{
 use nix::errno::Errno;
 
 use super::netlink::{Message, Socket};
-use super::{Error, Result};
+use super::{Error, Result, child};
 pub use chain::{Base, Chain, Hook, Kind};
 pub use expr::Expr;
-use holder::Holder;
 pub use rule::Rule;
 pub use set::{Carries, Element, KeyType, Set};
 pub use table::{Family, Table};
@@ -35,6 +33,9 @@ pub use verdict::Verdict;
 
 /// `NETLINK_NETFILTER` (linux/netlink.h).
 const NETLINK_NETFILTER: isize = 12;
+
+/// After this time, the kernel has freed what a transaction deleted.
+pub const FREED: Duration = Duration::from_millis(60);
 
 /// Length of struct nfgenmsg, which stands before the attributes of every answer.
 const NFGENMSG: usize = 4;
@@ -59,17 +60,13 @@ pub enum Extension {
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
-    /// Behind the socket, since fields are dropped in order.
-    _holder: Option<Holder>,
+    has_deleted: bool,
 }
 
 impl Nft {
-    /// Opens a connection in the thread's network namespace, and forks a child that closes it when this program has
-    /// no more use for it (see the module `holder`).
+    /// Opens a connection in the thread's network namespace.
     pub fn open() -> Result<Self> {
-        let socket = Socket::open(NETLINK_NETFILTER)?;
-        let holder = Holder::start(socket.as_fd());
-        Ok(Self { socket, _holder: holder })
+        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, has_deleted: false })
     }
 
     /// Makes all changes of a transaction, or none. The error names the one that the kernel refused.
@@ -77,7 +74,31 @@ impl Nft {
         if transaction.is_empty() {
             return Ok(());
         }
+        self.has_deleted |= transaction.deletes();
         self.socket.execute(transaction.into_messages())?.into_iter().collect()
+    }
+
+    /// Whether something was deleted by this connection.
+    pub fn has_deleted(&self) -> bool {
+        self.has_deleted
+    }
+
+    /// Closes the connection without waiting.
+    ///
+    /// What a transaction deletes is freed by the kernel later, once no packet can see it any more, which takes 8 to
+    /// 20 ms. Whoever closes a netfilter socket of the namespace before that waits for it, and meanwhile holds the lock
+    /// that every other transaction needs (`nft_rcv_nl_event` calls `nf_tables_trans_destroy_flush_work`,
+    /// net/netfilter/nf_tables_api.c). It shows as an exit that takes that long: of a DEL, but also of an ADD right
+    /// after it. So a child keeps the socket until there is nothing left to be freed. The kernel tells nobody when
+    /// that is; if it takes longer, the child waits for it after all.
+    pub fn close_later(self) {
+        let closed = child::start(|| {
+            std::thread::sleep(FREED);
+            0
+        });
+        if let Err(e) = closed {
+            log::debug!("an nf_tables connection is closed at once: {e}");
+        }
     }
 
     /// Whether a chain is there.

@@ -63,6 +63,12 @@ impl Transaction {
         self.steps.is_empty()
     }
 
+    /// Whether it deletes anything.
+    pub fn deletes(&self) -> bool {
+        // What adds carries the flag to create, and nothing else does.
+        self.steps.iter().any(|step| step.flags & NLM_F_CREATE == 0)
+    }
+
     fn step(&mut self, deed: String, flags: u16, family: Family, message: NfTablesMessage) {
         self.steps.push(Step { deed, flags, family, message });
     }
