@@ -23,6 +23,10 @@ DEBIAN_PLUGINS := /usr/lib/cni
 FETCHED_PLUGINS := $(CARGO_TARGET_DIR)/reference/usr/lib/cni
 REFERENCE ?= $(firstword $(wildcard $(FETCHED_PLUGINS)) $(DEBIAN_PLUGINS))
 
+# The size of a benchmark that takes about three minutes.
+PODS ?= 40
+ROUNDS ?= 2
+
 # What is needed besides Rust: a command or a file, and the Debian package that has it.
 BUILD_NEEDS := cc:gcc /usr/include/stdlib.h:libc6-dev
 DEMO_NEEDS := ip:iproute2 nft:nftables ping:iputils-ping unshare:util-linux
@@ -129,13 +133,12 @@ conformance: ## root: judge PLUGINS_DIR (the plugins built here) and REFERENCE; 
 	    $(if $(FILTER),--filter '$(FILTER)') $(if $(wildcard $(REFERENCE)),--compare '$(REFERENCE)')
 
 .PHONY: bench
-bench: ## root: time the plugins against REFERENCE; PODS=100 ROUNDS=3 ONLY=TEXT JSON=FILE
+bench: ## root: time the plugins against REFERENCE; PODS=40 ROUNDS=2 ONLY=TEXT JSON=FILE
 	$(need_root)
 	@$(MAKE) --no-print-directory packages stage
 	cargo run --quiet --release --locked --target $(RUST_TARGET) -p conformance --bin bench -- \
 	    --plugins '$(STAGE)' --reference '$(REFERENCE)' \
-	    $(if $(PODS),--pods $(PODS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only '$(ONLY)') \
-	    $(if $(JSON),--json '$(JSON)')
+	    --pods $(PODS) --rounds $(ROUNDS) $(if $(ONLY),--only '$(ONLY)') $(if $(JSON),--json '$(JSON)')
 
 # The lists of the machine's apt stay as they are: these have a directory of their own.
 .PHONY: reference

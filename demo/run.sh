@@ -210,10 +210,12 @@ cp "$network_file" /etc/cni/net.d/
 export CNI_PATH=$plugins
 # Last: a plugin has the name of a command of iproute2.
 PATH=$PATH:$plugins
-say 'The plugins are one program under several names:'
-# shellcheck disable=SC2012 # The names are ours.
-say "$(cd "$plugins" && ls -i1 | awk '{ printf "%s%s (inode %s)", sep, $2, $1; sep = ", " }')"
-say "The configuration, in /etc/cni/net.d as everywhere:"
+say 'The plugins are one program: the names are hard links to one file, as the number in front tells.'
+try ls -i "$plugins"
+for name in bridge host-local loopback static; do
+    expect "$name is bridgehead" test "$plugins/$name" -ef "$plugins/bridgehead"
+done
+say 'The configuration, in /etc/cni/net.d, where runtimes look:'
 try cat "/etc/cni/net.d/${network_file##*/}"
 
 heading 'Attach the first pod: ADD'
