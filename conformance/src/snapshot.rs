@@ -72,9 +72,50 @@ impl Snapshot {
         if difference.is_empty() { Ok(()) } else { bail!("something was left or lost:{difference}") }
     }
 
+    /// Nothing of `before` is lost, and what came since is no more than `tolerated` has, such as a bridge that stays
+    /// when the last pod goes. Of rules, so many of a kind as are there are tolerated; `tolerated` may be of another
+    /// host, where a bridge has another MAC address.
+    pub fn nothing_beyond(&self, before: &Self, tolerated: &Self) -> Result<()> {
+        let mut difference = String::new();
+        for line in before.lines.difference(&self.lines) {
+            if !self.lines.iter().any(|have| is_no_less(have, line)) {
+                difference.push_str(&format!("\n  - {line}"));
+            }
+        }
+        for line in self.lines.difference(&before.lines) {
+            if !tolerated.lines.iter().any(|have| is_no_less(have, line)) {
+                difference.push_str(&format!("\n  + {line}"));
+            }
+        }
+        for (id, path) in self.notes.iter().filter(|(id, _)| !before.known.contains(id)) {
+            difference.push_str(&format!("\n  + file {} names container {id}", path.display()));
+        }
+        if difference.is_empty() { Ok(()) } else { bail!("something was left or lost:{difference}") }
+    }
+
     /// Everything is again as it was; waits up to two seconds, since the kernel removes links in its own time.
     pub fn restored(&self, host: &Sandbox, pods: &[&Pod]) -> Result<()> {
         soon(|| Self::take(host, pods)?.unchanged_since(self))
+    }
+}
+
+/// Whether two lines are the same but for a number of times, of which `have` has as many at least, or for a bridge's
+/// MAC address.
+fn is_no_less(have: &str, line: &str) -> bool {
+    let parts = |text: &str| -> Option<(String, usize, String)> {
+        let (counted, what) = text.split_once(" times: ")?;
+        let (program, count) = counted.rsplit_once(' ')?;
+        Some((program.to_owned(), count.parse().ok()?, what.to_owned()))
+    };
+    let without_mac = |text: &str| -> Option<String> {
+        let (link, rest) = text.split_once(" address ").filter(|_| text.contains("kind \"bridge\""))?;
+        Some(format!("{link} {}", rest.split_once(' ')?.1))
+    };
+    match (parts(have), parts(line)) {
+        (Some((program, count, what)), Some((other, least, same))) => {
+            program == other && what == same && count >= least
+        }
+        _ => have == line || without_mac(line).is_some_and(|line| without_mac(have) == Some(line)),
     }
 }
 

@@ -1,0 +1,62 @@
+//! The account.
+
+use std::fmt::Write;
+
+use crate::fault::Fault;
+use crate::verdict::{Kept, Verb};
+use crate::worker::Trial;
+
+/// The trials of one verb on one network.
+pub(crate) struct Run {
+    /// Name of the network.
+    pub(crate) scenario: &'static str,
+    /// The verb.
+    pub(crate) verb: Verb,
+    /// What was tried, in order.
+    pub(crate) trials: Vec<Trial>,
+}
+
+impl Run {
+    /// How many trials showed a fault of the plugin.
+    pub(crate) fn broken(&self) -> usize {
+        self.trials.iter().filter(|trial| trial.outcome.is_err()).count()
+    }
+}
+
+/// A table of counts.
+pub(crate) fn table(title: &str, runs: &[Run]) -> String {
+    let mut text = format!("\n{title}\n");
+    let head = ["points", "tolerated", "refused", "recovered", "broken"];
+    let _ = write!(text, "{:<16} {:<4} {:<20}", "network", "verb", "fault");
+    for column in head {
+        let _ = write!(text, " {column:>9}");
+    }
+    text.push('\n');
+    let mut sums = [0; 5];
+    for run in runs {
+        for fault in Fault::ALL {
+            let trials: Vec<&Trial> = run.trials.iter().filter(|trial| trial.fault == fault).collect();
+            let count = |kept: Kept| trials.iter().filter(|trial| trial.outcome == Ok(kept)).count();
+            let broken = trials.iter().filter(|trial| trial.outcome.is_err()).count();
+            let points = trials.len() - count(Kept::Missed);
+            if points == 0 {
+                continue;
+            }
+            let row = [points, count(Kept::Tolerated), count(Kept::Refused), count(Kept::Recovered), broken];
+            line(&mut text, run.scenario, run.verb.name(), fault.name(), row);
+            for (sum, one) in sums.iter_mut().zip(row) {
+                *sum += one;
+            }
+        }
+    }
+    line(&mut text, "all", "", "", sums);
+    text
+}
+
+fn line(text: &mut String, network: &str, verb: &str, fault: &str, row: [usize; 5]) {
+    let _ = write!(text, "{network:<16} {verb:<4} {fault:<20}");
+    for number in row {
+        let _ = write!(text, " {number:>9}");
+    }
+    text.push('\n');
+}

@@ -1,0 +1,223 @@
+//! Runs a program under ptrace(2), counts the watched system calls of each of its processes, and injects a fault at
+//! one of them.
+//!
+//! strace(1) can inject faults too, but counts for each process by itself: the first `sendto` of a child cannot be hit
+//! without hitting the first of its parent before. Children are where plugins hide their slow work.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::calls::{Effect, Watched};
+use crate::fault::Injection;
+use crate::point::{Point, about};
+use crate::registers;
+
+/// Variables that tell a tracer what to do. Everything else it is given goes to the program as it is.
+pub(crate) const PROGRAM: &str = "FAULTS_PROGRAM";
+/// File that the points are written to: all, or where a fault is injected, that one.
+pub(crate) const LOG: &str = "FAULTS_LOG";
+/// `process.number` of the point where a fault is injected.
+pub(crate) const POINT: &str = "FAULTS_POINT";
+/// The fault's injection as [`encode`]d.
+pub(crate) const INJECTION: &str = "FAULTS_INJECTION";
+
+/// An injection as the text of a variable.
+pub(crate) fn encode(injection: Injection) -> String {
+    match injection {
+        Injection::Kill => "kill".to_owned(),
+        Injection::Error(errno, Effect::Instead) => format!("instead {}", errno as i32),
+        Injection::Error(errno, Effect::Afterwards) => format!("afterwards {}", errno as i32),
+    }
+}
+
+fn decode(text: &str) -> Result<Injection> {
+    let Some((effect, errno)) = text.split_once(' ') else { return Ok(Injection::Kill) };
+    let effect = if effect == "afterwards" { Effect::Afterwards } else { Effect::Instead };
+    Ok(Injection::Error(Errno::from_raw(errno.parse()?), effect))
+}
+
+/// The whole life of a tracer, which stands between a caller and the program; gives the exit status. A program that a
+/// signal ended takes the tracer with it.
+pub(crate) fn run() -> Result<i32> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let program = variable(PROGRAM).context("no program")?;
+    let log = variable(LOG).context("no log")?;
+    let target = match (variable(POINT), variable(INJECTION)) {
+        (Some(point), Some(injection)) => {
+            let (process, number) = point.split_once('.').context("no point")?;
+            Some(Target {
+                process: process.parse()?,
+                number: number.parse()?,
+                injection: decode(&injection)?,
+            })
+        }
+        _ => None,
+    };
+    let mut command = Command::new(&program);
+    for name in [PROGRAM, LOG, POINT, INJECTION] {
+        command.env_remove(name);
+    }
+    // SAFETY: ptrace is one system call, so it may be called between fork and exec.
+    unsafe { command.pre_exec(|| ptrace::traceme().map_err(std::io::Error::from)) };
+    let child = command.spawn().with_context(|| format!("cannot execute {program}"))?;
+    let first = Pid::from_raw(i32::try_from(child.id())?);
+    let mut tracer = Tracer {
+        log: File::create(&log).with_context(|| format!("cannot create {log}"))?,
+        target,
+        threads: HashMap::new(),
+        processes: Vec::new(),
+        counts: Vec::new(),
+    };
+    match tracer.follow(first)? {
+        WaitStatus::Exited(_, status) => Ok(status),
+        WaitStatus::Signaled(_, signal, _) => {
+            raise(signal)?;
+            bail!("signal {signal} does not end this process")
+        }
+        other => bail!("the program ended with {other:?}"),
+    }
+}
+
+/// Where a fault is injected.
+struct Target {
+    process: usize,
+    number: usize,
+    injection: Injection,
+}
+
+/// What is known of a thread.
+#[derive(Clone, Copy, Default)]
+struct Thread {
+    /// Index of its process.
+    process: usize,
+    /// The error that the call it is in is to end with.
+    due: Option<Errno>,
+}
+
+struct Tracer {
+    log: File,
+    target: Option<Target>,
+    threads: HashMap<Pid, Thread>,
+    /// Process ids in the order in which they appeared.
+    processes: Vec<Pid>,
+    /// Watched calls so far, of each process.
+    counts: Vec<usize>,
+}
+
+impl Tracer {
+    /// Follows all processes until the last has ended; gives the end of the first.
+    fn follow(&mut self, first: Pid) -> Result<WaitStatus> {
+        let mut end = None;
+        loop {
+            let status = match waitpid(None, Some(WaitPidFlag::__WALL)) {
+                Ok(status) => status,
+                Err(Errno::EINTR) => continue,
+                Err(Errno::ECHILD) => break,
+                Err(errno) => return Err(errno).context("waitpid"),
+            };
+            let Some(pid) = status.pid() else { continue };
+            let signal = match status {
+                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
+                    self.threads.remove(&pid);
+                    if pid == first {
+                        end = Some(status);
+                    }
+                    continue;
+                }
+                WaitStatus::PtraceSyscall(_) => {
+                    ignore_death(self.at_system_call(pid))?;
+                    None
+                }
+                WaitStatus::Stopped(_, signal) => {
+                    if self.threads.contains_key(&pid) {
+                        Some(signal)
+                    } else {
+                        // Its first stop, which tracing brings about.
+                        ignore_death(self.meet(pid))?;
+                        None
+                    }
+                }
+                _ => None,
+            };
+            ignore_death(ptrace::syscall(pid, signal).map_err(Into::into))?;
+        }
+        end.context("the program was never seen to end")
+    }
+
+    fn meet(&mut self, pid: Pid) -> Result<()> {
+        let process = process_of(pid);
+        let index = self.processes.iter().position(|known| *known == process).unwrap_or_else(|| {
+            self.processes.push(process);
+            self.counts.push(0);
+            self.processes.len() - 1
+        });
+        self.threads.insert(pid, Thread { process: index, ..Thread::default() });
+        let options = Options::PTRACE_O_TRACESYSGOOD
+            | Options::PTRACE_O_TRACEFORK
+            | Options::PTRACE_O_TRACEVFORK
+            | Options::PTRACE_O_TRACECLONE
+            | Options::PTRACE_O_TRACEEXEC
+            | Options::PTRACE_O_EXITKILL;
+        Ok(ptrace::setoptions(pid, options)?)
+    }
+
+    fn at_system_call(&mut self, pid: Pid) -> Result<()> {
+        let Some(thread) = self.threads.get_mut(&pid) else { return Ok(()) };
+        let (number, arguments) = match registers::stop(pid)? {
+            registers::Stop::Entry { number, arguments } => (number, arguments),
+            registers::Stop::Exit => {
+                if let Some(errno) = thread.due.take() {
+                    registers::set_result(pid, -i64::from(errno as i32))?;
+                }
+                return Ok(());
+            }
+        };
+        let Some(call) = Watched::by_number(number) else { return Ok(()) };
+        let process = thread.process;
+        self.counts[process] += 1;
+        let number = self.counts[process];
+        match &self.target {
+            Some(target) if (target.process, target.number) != (process, number) => return Ok(()),
+            _ => {}
+        }
+        let point =
+            Point { process, number, call: call.name.to_owned(), about: about(pid, call, &arguments) };
+        writeln!(self.log, "{}", point.encode())?;
+        match self.target.as_ref().map(|target| target.injection) {
+            None => {}
+            Some(Injection::Kill) => kill(self.processes[process], Signal::SIGKILL)?,
+            Some(Injection::Error(errno, effect)) => {
+                thread.due = Some(errno);
+                if effect == Effect::Instead {
+                    registers::skip_call(pid)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A process may be killed at any time, also by us.
+fn ignore_death(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.downcast_ref::<Errno>() == Some(&Errno::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// The process that a thread belongs to.
+fn process_of(thread: Pid) -> Pid {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let id = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
+    id.map_or(thread, Pid::from_raw)
+}
