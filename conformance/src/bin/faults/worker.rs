@@ -7,11 +7,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use conformance::sandbox::Sandbox;
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork, pipe};
+use nix::unistd::{ForkResult, fork, pipe2};
 use serde_json::{Value, json};
 
 use crate::calls::Watched;
@@ -107,7 +108,8 @@ fn attempt(
 /// Runs something as the first process of a process namespace of its own: whatever it starts, ends with it. The
 /// calling process must be single-threaded.
 fn apart(work: impl FnOnce() -> Result<String>) -> Result<String> {
-    let (reader, writer) = pipe()?;
+    // Plugins must not inherit it: they close what they do not know.
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     // SAFETY: the process has one thread, so the child may do anything.
     let child = match unsafe { fork() }.context("fork")? {
         ForkResult::Parent { child } => child,
