@@ -1,6 +1,6 @@
 //! One call of a plugin: environment and configuration in, result or error object out.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
@@ -115,17 +115,10 @@ struct Verb<'a> {
 impl Verb<'_> {
     fn add(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         let plugin = (self.plugin.parse)(self.request)?;
-        let result = plan::add(plugin.as_ref(), self.records, world)?;
-        let answer = result.to_value(self.request.config.version)?;
-        if let Err(error) = write_stdout(&pretty(&answer)) {
-            // Nobody knows of the attachment, so nobody would remove it.
-            let leftovers = (self.plugin.leftovers)(self.request);
-            return match plan::del(&leftovers, self.records, world) {
-                Ok(()) => Err(error.into()),
-                Err(e) => Err(plan::journal::also(error.into(), &[format!("while undoing: {e:#}")])),
-            };
-        }
-        Ok(())
+        plan::add(plugin.as_ref(), self.records, world, |result| {
+            let answer = result.to_value(self.request.config.version)?;
+            Ok(write_stdout(&pretty(&answer))?)
+        })
     }
 
     fn check(&self, world: &mut World<'_>) -> anyhow::Result<()> {
@@ -203,12 +196,23 @@ fn read_stdin() -> Result<Vec<u8>, CniError> {
     }
 }
 
+/// Writes an answer, without a buffer: a pipe takes one of usual size whole or not at all, and after a failure there is
+/// room for an error object.
 fn write_stdout(text: &str) -> Result<(), CniError> {
-    let mut stdout = std::io::stdout();
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-        .map_err(|e| CniError::new(Code::Io, format!("cannot write the answer to stdout: {e}")))
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        match nix::unistd::write(std::io::stdout(), rest) {
+            Ok(len) => rest = rest.get(len..).unwrap_or_default(),
+            Err(Errno::EINTR) => {}
+            Err(e) => {
+                return Err(CniError::new(
+                    Code::Io,
+                    format!("cannot write the answer to stdout: {}", e.desc()),
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// JSON as the reference prints it: four spaces, no line end.

@@ -84,7 +84,7 @@ impl LockedStore {
         address: IpAddr,
         owner: &Owner,
     ) -> Result<IpConfig, CniError> {
-        let draft = Draft::write(&self.directory, owner, self.boot.as_ref())?;
+        let draft = Draft::write(&self.directory, &self.litter, owner, self.boot.as_ref())?;
         if !draft.publish(address)? {
             // The one place where another's reservation is read: to say whose it is.
             let why = match look(&self.directory, address, None) {
@@ -133,7 +133,9 @@ impl LockedStore {
                 let address = to_address(number, stretch.range.subnet().address());
                 let draft = match &mut draft {
                     Some(draft) => draft,
-                    none => none.insert(Draft::write(&self.directory, owner, self.boot.as_ref())?),
+                    none => {
+                        none.insert(Draft::write(&self.directory, &self.litter, owner, self.boot.as_ref())?)
+                    }
                 };
                 if draft.publish(address)? {
                     return Ok(Some(address));

@@ -27,7 +27,7 @@ impl Directory {
     /// Opens a directory; symbolic links on the way to it are followed.
     pub(super) fn open(path: &Path) -> Result<Self, Errno> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(Self { fd: open(path, flags, Mode::empty())?, path: path.to_owned() })
+        Ok(Self { fd: uninterrupted(|| open(path, flags, Mode::empty()))?, path: path.to_owned() })
     }
 
     /// Where it was when it was opened.
@@ -43,7 +43,8 @@ impl Directory {
     /// Opens a file in it, never through a symbolic link and never waiting for the other end of a FIFO.
     pub(super) fn open_file(&self, name: &str, flags: OFlag, mode: u32) -> Result<File, Errno> {
         let safe = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        openat(&self.fd, name, flags | safe, Mode::from_bits_truncate(mode)).map(File::from)
+        let mode = Mode::from_bits_truncate(mode);
+        uninterrupted(|| openat(&self.fd, name, flags | safe, mode)).map(File::from)
     }
 
     /// The content of a file, up to [`MAX_READ`] bytes.
@@ -65,7 +66,7 @@ impl Directory {
     pub(super) fn entries(&self) -> Result<Vec<(String, Option<Type>)>, Errno> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut entries = Vec::new();
-        for entry in Dir::openat(&self.fd, ".", flags, Mode::empty())?.iter() {
+        for entry in uninterrupted(|| Dir::openat(&self.fd, ".", flags, Mode::empty()))?.iter() {
             let entry = entry?;
             // A name that is not UTF-8 is none that this program or the reference has given.
             if let Ok(name) = entry.file_name().to_str()
@@ -87,6 +88,16 @@ impl Directory {
 /// The error of code 105 that names what could not be done, the path, and the kernel's reason.
 pub(super) fn state_error(doing: &str, path: &Path, errno: Errno) -> CniError {
     CniError::new(Code::State, format!("could not {doing} {}: {} ({errno:?})", path.display(), errno.desc()))
+}
+
+/// Makes a system call again as long as signals interrupt it.
+pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 /// The errno of an error of std; EIO where there is none.

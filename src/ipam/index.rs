@@ -155,6 +155,8 @@ impl Index {
         log::debug!("the index {} is of no use: {errno}", self.path.display());
         if let Some(directory) = self.directory.take() {
             let _ = directory.unlink("stamp");
+            // What is of no use shall not lie about either; as far as it goes.
+            let _ = std::fs::remove_dir_all(&self.path);
         }
         self.stamp = None;
         for block in self.blocks.values_mut() {

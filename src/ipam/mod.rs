@@ -3,6 +3,7 @@
 //! * [`host_local`]: the `host-local` IPAM: its configuration, and what can be asked of it.
 //! * [`fixed`]: the `static` IPAM.
 //! * [`range`]: which addresses a configuration offers, and in what order; pure.
+//! * [`flock`]: locks on files, with a limit to waiting.
 //! * [`store`]: the directory of reservations that this suite shares with the Go plugins, behind its lock; what the
 //!   locked store does is in `allocation` (ADD), `store` (DEL) and `survey` (CHECK, GC, STATUS).
 //!
@@ -14,6 +15,7 @@ mod bitmap;
 mod boot;
 mod directory;
 pub mod fixed;
+pub mod flock;
 pub mod host_local;
 mod index;
 mod lock;

@@ -3,6 +3,7 @@
 //! The form is that of the Go host-local: the container's id, CR LF, the interface's name, no newline at the end,
 //! mode 0600. Old versions wrote the container's id only. White space around is ignored when it is read.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
 use std::net::IpAddr;
@@ -126,12 +127,14 @@ pub(super) fn owner_of(directory: &Directory, address: IpAddr) -> Option<Owner> 
 #[derive(Debug)]
 pub(super) struct Draft<'a> {
     directory: &'a Directory,
+    litter: &'a Cell<bool>,
 }
 
 impl<'a> Draft<'a> {
-    /// Writes a draft. The caller holds the lock.
+    /// Writes a draft. The caller holds the lock, and learns by `litter` if the draft could not be removed again.
     pub(super) fn write(
         directory: &'a Directory,
+        litter: &'a Cell<bool>,
         owner: &Owner,
         boot: Option<&BootId>,
     ) -> Result<Self, CniError> {
@@ -146,7 +149,7 @@ impl<'a> Draft<'a> {
                 .map_err(failed)?,
             other => other.map_err(failed)?,
         };
-        let draft = Self { directory };
+        let draft = Self { directory, litter };
         file.write_all(owner.encode().as_bytes()).map_err(|error| failed(errno_of(&error)))?;
         if let Some(boot) = boot
             && let Err(errno) = boot.mark(&file)
@@ -171,6 +174,7 @@ impl<'a> Draft<'a> {
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         if let Err(errno) = self.directory.unlink(DRAFT) {
+            self.litter.set(true);
             log::debug!("{}", self.directory.error("remove", DRAFT, errno));
         }
     }

@@ -11,18 +11,19 @@
 //! first to the directory, then to the index, and the stamp comes last. On a filesystem without nanoseconds the times
 //! are never equal, which costs time but nothing else.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::Flock;
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 
 use super::boot::{self, BootId};
 use super::directory::{Directory, errno_of, state_error};
+use super::flock::Held;
 use super::index::{Index, Owners};
 use super::lock::{self, Taken};
 use super::reservation::{DRAFT, Found, Owner, address_of, look, owner_of};
@@ -47,7 +48,9 @@ pub struct LockedStore {
     pub(super) boot: Option<BootId>,
     /// What was found dead and removed while the index was built.
     pub(super) reclaimed: Vec<(Owner, IpAddr)>,
-    _lock: Flock<std::fs::File>,
+    /// Whether a file that means nothing could not be removed.
+    pub(super) litter: Cell<bool>,
+    _lock: Held,
 }
 
 impl Store {
@@ -113,7 +116,14 @@ impl Store {
         let boot = BootId::current();
         let index = Index::open(&self.state, &self.network, stat.st_dev, stat.st_ino);
         let trusted = index.has_stamp(&stamp(boot.as_ref(), stat.st_mtime, stat.st_mtime_nsec));
-        let mut locked = LockedStore { directory, index, boot, reclaimed: Vec::new(), _lock: held };
+        let mut locked = LockedStore {
+            directory,
+            index,
+            boot,
+            reclaimed: Vec::new(),
+            litter: Cell::new(false),
+            _lock: held,
+        };
         if !trusted {
             locked.rebuild()?;
         }
@@ -184,7 +194,12 @@ impl LockedStore {
     }
 
     /// Declares the directory and the index to agree. To be called after a change, when both have it.
+    ///
+    /// Where litter is left it does not: the next call then builds the index anew, and tidies up.
     pub(super) fn seal(&mut self) {
+        if self.litter.get() {
+            return;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = TimeSpec::from_duration(now);
         match futimens(self.directory.fd(), &TimeSpec::UTIME_OMIT, &time) {

@@ -33,6 +33,9 @@ const BUFFER_BYTES: usize = 4 << 10;
 /// How often an interrupted dump is asked for again.
 const DUMP_TRIES: usize = 10;
 
+/// How many datagrams of a dump are read away after a failure. Each has at least a page of a list.
+const ABANDON_TRIES: usize = 10_000;
+
 /// Length of struct nlmsghdr.
 const HEADER: usize = 16;
 
@@ -225,7 +228,27 @@ impl Socket {
     }
 
     /// One request and all of its answers; tells whether the kernel interrupted a dump.
-    fn converse(&mut self, message: Message, mut each: impl FnMut(&[u8])) -> Result<bool> {
+    fn converse(&mut self, message: Message, each: impl FnMut(&[u8])) -> Result<bool> {
+        let outcome = self.try_to_converse(message, each);
+        if outcome.is_err() {
+            self.abandon();
+        }
+        outcome
+    }
+
+    /// Reads away what a dump has left to say. Until it has said all, the kernel begins no other on this socket
+    /// (EBUSY).
+    fn abandon(&mut self) {
+        for _ in 0..ABANDON_TRIES {
+            let read = recv(self.inner.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT);
+            // The kernel goes on with a dump whenever some of it has been read, so nothing to read is its end.
+            if read == Err(Errno::EAGAIN) {
+                return;
+            }
+        }
+    }
+
+    fn try_to_converse(&mut self, message: Message, mut each: impl FnMut(&[u8])) -> Result<bool> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         let mut bytes = message.bytes;

@@ -1,6 +1,6 @@
 //! What a call has made so far, so that a failure can undo it.
 
-use crate::resource::{Ensured, Lease, Resource, World};
+use crate::resource::{Ensured, Lease, Resource, Scope, World};
 use crate::spec::{CniError, CniResult, Code};
 
 /// The resources that this call created, oldest first.
@@ -24,11 +24,20 @@ impl<'a, 'w> Journal<'a, 'w> {
     }
 
     /// Makes a resource, and remembers it if it was not there before.
+    ///
+    /// After an error it may be there all the same, wholly or in part: the kernel's answer may be what was lost. What
+    /// belongs to the attachment is therefore undone in any case; what is shared sees to it by itself, since only it
+    /// knows whether it was there before.
     pub fn ensure(&mut self, resource: Resource) -> anyhow::Result<()> {
-        if resource.ensure(self.world)? == Ensured::Created {
+        let outcome = resource.ensure(self.world);
+        let is_to_be_undone = match &outcome {
+            Ok(ensured) => *ensured == Ensured::Created,
+            Err(_) => resource.scope() == Scope::Attachment,
+        };
+        if is_to_be_undone {
             self.created.push(resource);
         }
-        Ok(())
+        outcome.map(|_| ())
     }
 
     /// Takes a lease, and remembers it.

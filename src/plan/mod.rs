@@ -39,11 +39,18 @@ pub trait Plugin {
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>>;
 }
 
-/// ADD: makes what the plugin wants, all of it or nothing.
+/// ADD: makes what the plugin wants, all of it or nothing, and tells the caller.
+///
+/// If `tell` fails, nobody knows of the attachment and nobody would remove it, so it is undone like any failure.
 ///
 /// An attachment that is there already, in the same namespace and with all in place, is answered as before. If
 /// something of it is missing, the remains are removed and it starts anew.
-pub fn add(plugin: &dyn Plugin, records: &Records, world: &mut World<'_>) -> anyhow::Result<CniResult> {
+pub fn add(
+    plugin: &dyn Plugin,
+    records: &Records,
+    world: &mut World<'_>,
+    tell: impl FnOnce(&CniResult) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let netns = if plugin.enters_pod() { Some(world.pod()?.netns().identity()?) } else { None };
     if let Some(record) = records.read(&world.request.attachment)? {
         if record.netns == netns
@@ -51,7 +58,7 @@ pub fn add(plugin: &dyn Plugin, records: &Records, world: &mut World<'_>) -> any
             && check(&record.resources, world).is_ok_and(|findings| findings.is_empty())
         {
             debug!("{}: is there already", world.request.attachment);
-            return Ok(result.clone());
+            return tell(result);
         }
         remove(&record.resources, world).context("remove what is left of an earlier ADD")?;
     }
@@ -60,10 +67,10 @@ pub fn add(plugin: &dyn Plugin, records: &Records, world: &mut World<'_>) -> any
     records.write(&record)?;
     let mut journal = Journal::new(world);
     let outcome = apply(plugin, lease, &mut record, records, &mut journal);
-    match outcome {
+    match outcome.and_then(|result| tell(&result)) {
         Ok(()) => {
             journal.commit();
-            Ok(record.result.unwrap_or_default())
+            Ok(())
         }
         Err(error) => {
             let (error, is_clean) = journal.roll_back(error);
@@ -82,18 +89,18 @@ fn apply(
     record: &mut Record,
     records: &Records,
     journal: &mut Journal<'_, '_>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<CniResult> {
     let leased = lease.map(|lease| journal.lease(lease)).transpose()?.unwrap_or_default();
     let plan = plugin.plan(leased, journal.world())?;
     // A result that its version cannot express must fail before anything is made.
     plan.result.to_value(journal.world().request.config.version)?;
     record.resources.extend(plan.resources.iter().cloned());
-    record.result = Some(plan.result);
+    record.result = Some(plan.result.clone());
     records.write(record)?;
     for resource in plan.resources {
         journal.ensure(resource)?;
     }
-    Ok(())
+    Ok(plan.result)
 }
 
 /// CHECK: looks at every resource, and reports all differences.
@@ -133,12 +140,11 @@ pub fn remove(resources: &[Resource], world: &mut World<'_>) -> anyhow::Result<(
 pub fn del(leftovers: &[Resource], records: &Records, world: &mut World<'_>) -> anyhow::Result<()> {
     let attachment = world.request.attachment.clone();
     match records.read(&attachment)? {
-        Some(record) => {
-            remove(&record.resources, world)?;
-            records.delete(&attachment)
-        }
-        None => remove(leftovers, world),
+        Some(record) => remove(&record.resources, world)?,
+        None => remove(leftovers, world)?,
     }
+    // Also one that nobody understands.
+    records.delete(&attachment)
 }
 
 /// GC: removes the attachments that are not valid, and without a list those whose namespace is gone.

@@ -79,7 +79,8 @@ impl Records {
         self.directory.join(network).join(name)
     }
 
-    /// The record of an attachment. One that cannot be understood counts as none.
+    /// The record of an attachment. One that cannot be understood counts as none; one that cannot be read is an error,
+    /// since what it says may be the only trace of what is there.
     pub fn read(&self, attachment: &Attachment) -> anyhow::Result<Option<Record>> {
         Ok(read(&self.path(attachment))?.filter(|record| record.attachment == *attachment))
     }
@@ -91,24 +92,33 @@ impl Records {
         let bytes = serde_json::to_vec(record)
             .map_err(|e| CniError::new(Code::Internal, format!("encode an attachment's record: {e}")))?;
         let temporary = temporary(&path);
-        match write_private(&temporary, &bytes) {
+        let written = match write_private(&temporary, &bytes) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                make_private_directory(path.parent().unwrap_or(&path)).map_err(failed)?;
-                write_private(&temporary, &bytes).map_err(failed)?;
+                make_private_directory(path.parent().unwrap_or(&path))
+                    .and_then(|()| write_private(&temporary, &bytes))
             }
-            outcome => outcome.map_err(failed)?,
-        }
-        fs::rename(&temporary, &path).map_err(failed)?;
-        Ok(())
+            outcome => outcome,
+        };
+        written.and_then(|()| fs::rename(&temporary, &path)).map_err(|e| {
+            // Whether it was there or not, nobody reads it.
+            let _ = fs::remove_file(&temporary);
+            failed(e).into()
+        })
     }
 
     /// Deletes the record of an attachment; one that is not there is fine.
     pub fn delete(&self, attachment: &Attachment) -> anyhow::Result<()> {
         let path = self.path(attachment);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(state_error("delete", &path, &e).into()),
-            _ => Ok(()),
+        // Beside it there may be one that a killed ADD was writing.
+        for path in [&temporary(&path), &path] {
+            match fs::remove_file(path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    return Err(state_error("delete", path, &e).into());
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// The records of a network.
@@ -141,10 +151,7 @@ fn read(path: &Path) -> anyhow::Result<Option<Record>> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => {
-            warn!("{}", state_error("read", path, &e));
-            return Ok(None);
-        }
+        Err(e) => return Err(state_error("read", path, &e).into()),
     };
     match serde_json::from_slice(&bytes) {
         Ok(record) => Ok(Some(record)),

@@ -247,8 +247,13 @@ impl Bridge {
         if self.is_gateway {
             let link = match (self.gateway_vlan(), facts.vlan_gateway_mac) {
                 (Some(vlan), Some(mac)) => {
-                    let bridge = self.name.clone();
-                    let gateway = resource::VlanGateway { bridge, vlan, mac, mtu: facts.mtu };
+                    let gateway = resource::VlanGateway {
+                        bridge: self.name.clone(),
+                        vlan,
+                        mac,
+                        mtu: facts.mtu,
+                        keep_default: self.vlans.as_ref().is_some_and(|vlans| vlans.keep_default),
+                    };
                     let link = gateway.name();
                     resources.push(Resource::VlanGateway(gateway));
                     link
@@ -330,6 +335,8 @@ impl Bridge {
 
     /// Looks at the host once: what is there already decides what is taken over.
     fn look_at_host(&self, ipam: &CniResult, world: &mut World<'_>) -> anyhow::Result<Facts> {
+        // Before it is looked up: what is found must not vanish.
+        world.use_bridge(&self.name)?;
         let bridge = world.host_link(&self.name)?;
         let bridge_mac = match bridge.as_ref().and_then(|link| link.mac) {
             Some(mac) => mac,

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Ensured, Finding, World};
+use super::{Ensured, Finding, World, or_undo};
 use crate::net::rtnl::link;
 use crate::net::{Mac, sysctl};
 use crate::spec::{CniError, Code};
@@ -27,27 +27,31 @@ pub struct Bridge {
 impl Bridge {
     /// Makes the bridge, or adopts the one that is there.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
-        let mut ensured = Ensured::Present;
-        let found = match world.host_link(&self.name)? {
-            Some(found) => found,
-            None => {
-                let request = link::create_bridge(&self.name, self.mac, self.mtu, self.vlan_filtering);
-                match world.host()?.execute_one(request) {
-                    Ok(()) => ensured = Ensured::Created,
-                    // Another pod's ADD was faster.
-                    Err(e) if e.errno == Errno::EEXIST => {}
-                    Err(e) => return Err(e.into()),
-                }
-                // A host without IPv6 does not have the sysctl, and no use for it.
-                let _ = sysctl::set(&format!("ipv6/conf/{}/accept_ra", self.name), "0");
-                world.existing_host_link(&self.name)?
-            }
-        };
-        let finished = self.finish(&found, world);
-        if ensured == Ensured::Created && finished.is_err() {
-            let _ = self.remove(world);
+        if let Some(found) = world.host_link(&self.name)? {
+            self.finish(&found, world)?;
+            return Ok(Ensured::Present);
         }
-        finished.map(|()| ensured)
+        let request = link::create_bridge(&self.name, self.mac, self.mtu, self.vlan_filtering);
+        match world.host()?.execute_one(request) {
+            // Another pod's ADD was faster.
+            Err(e) if e.errno == Errno::EEXIST => {
+                self.finish_new(world)?;
+                Ok(Ensured::Present)
+            }
+            made => {
+                let finished = made.map_err(Into::into).and_then(|()| self.finish_new(world));
+                // Even if the request failed: its acknowledgement may be what was lost.
+                or_undo(finished, || self.remove(world))?;
+                Ok(Ensured::Created)
+            }
+        }
+    }
+
+    fn finish_new(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        // A host without IPv6 does not have the sysctl, and no use for it.
+        let _ = sysctl::set(&format!("ipv6/conf/{}/accept_ra", self.name), "0");
+        let found = world.existing_host_link(&self.name)?;
+        self.finish(&found, world)
     }
 
     fn finish(&self, found: &link::Link, world: &mut World<'_>) -> anyhow::Result<()> {
@@ -109,11 +113,11 @@ impl Bridge {
         Ok(findings)
     }
 
-    /// Deletes the bridge if nobody uses it. Only a roll-back does so: DEL leaves it, as the reference does.
+    /// Deletes the bridge if nobody uses it, neither a pod nor a call. Only a roll-back does so: DEL leaves it, as the reference does.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         world.forget_host_link(&self.name);
         let Some(found) = world.host_link(&self.name)?.filter(|l| l.kind == "bridge") else { return Ok(()) };
-        if world.host()?.ports(&found)?.is_empty() {
+        if world.has_bridge_alone()? && world.host()?.ports(&found)?.is_empty() {
             world.host()?.execute_one(link::delete(&found)).context("undo the creation of the bridge")?;
         }
         world.forget_host_link(&self.name);

@@ -6,7 +6,7 @@ use anyhow::bail;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Ensured, Finding, World};
+use super::{Ensured, Finding, World, or_undo};
 use crate::net::rtnl::address::{self, Address, DuplicateDetection};
 use crate::net::rtnl::link;
 use crate::spec::{CniError, Code, Prefix};
@@ -55,26 +55,15 @@ impl Gateway {
         }
         let (ip, len) = (self.address.address(), self.address.prefix_len());
         match world.host()?.execute_one(address::add(&found, ip, len, DuplicateDetection::Off)) {
-            Ok(()) => {}
             // Another pod's ADD was faster.
-            Err(e) if e.errno == Errno::EEXIST => return Ok(Ensured::Present),
-            Err(e) => return Err(e.into()),
-        }
-        // An adopted bridge may still take the MAC of its lowest port. Given its own address, it keeps it.
-        if let Some(mac) = found.mac {
-            world.host()?.execute_one(link::set_mac(&found, mac))?;
-        }
-        if !conflicts.is_empty() && world.host()?.ports(&found)?.is_empty() {
-            let outdated =
-                conflicts.iter().map(|p| address::delete(&found, p.address(), p.prefix_len())).collect();
-            for answer in world.host()?.execute(outdated)? {
-                match answer {
-                    Err(e) if e.errno != Errno::EADDRNOTAVAIL => return Err(e.into()),
-                    _ => {}
-                }
+            Err(e) if e.errno == Errno::EEXIST => Ok(Ensured::Present),
+            added => {
+                let finished = added.map_err(Into::into).and_then(|()| finish(&found, &conflicts, world));
+                // Even if the request failed: its acknowledgement may be what was lost.
+                or_undo(finished, || self.remove(world))?;
+                Ok(Ensured::Created)
             }
         }
-        Ok(Ensured::Created)
     }
 
     fn conflicts_with(&self, have: Prefix) -> bool {
@@ -96,10 +85,10 @@ impl Gateway {
         Ok(vec![Finding::missing(format!("gateway address {} on link {}", self.address, self.link))])
     }
 
-    /// Deletes the address if no pod is on the link. Only a roll-back does so.
+    /// Deletes the address if no pod is on the link, and no other call about to attach one. Only a roll-back does so.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         let Some(found) = world.host_link(&self.link)? else { return Ok(()) };
-        if !world.host()?.ports(&found)?.is_empty() {
+        if !world.has_bridge_alone()? || !world.host()?.ports(&found)?.is_empty() {
             return Ok(());
         }
         match world.host()?.execute_one(address::delete(
@@ -111,6 +100,25 @@ impl Gateway {
             _ => Ok(()),
         }
     }
+}
+
+/// What follows the first address on a link.
+fn finish(found: &link::Link, conflicts: &[Prefix], world: &mut World<'_>) -> anyhow::Result<()> {
+    // An adopted bridge may still take the MAC of its lowest port. Given its own address, it keeps it.
+    if let Some(mac) = found.mac {
+        world.host()?.execute_one(link::set_mac(found, mac))?;
+    }
+    if !conflicts.is_empty() && world.host()?.ports(found)?.is_empty() {
+        let outdated =
+            conflicts.iter().map(|p| address::delete(found, p.address(), p.prefix_len())).collect();
+        for answer in world.host()?.execute(outdated)? {
+            match answer {
+                Err(e) if e.errno != Errno::EADDRNOTAVAIL => return Err(e.into()),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 fn prefix_of(address: &Address) -> Option<Prefix> {

@@ -6,6 +6,7 @@
 
 pub mod addressing;
 pub mod bridge;
+pub mod bridge_use;
 pub mod forwarding;
 pub mod gateway;
 pub mod lease;
@@ -22,6 +23,7 @@ pub mod world;
 
 use std::fmt;
 
+use log::warn;
 use serde::{Deserialize, Serialize};
 
 pub use addressing::Addressing;
@@ -46,6 +48,16 @@ pub enum Ensured {
     Created,
     /// It was there; a roll-back leaves it.
     Present,
+}
+
+/// Undoes what a failed attempt at something shared may have made, and gives the outcome back.
+fn or_undo(outcome: anyhow::Result<()>, undo: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    if outcome.is_err()
+        && let Err(e) = undo()
+    {
+        warn!("while undoing: {e:#}");
+    }
+    outcome
 }
 
 /// A difference between what should be and what is.

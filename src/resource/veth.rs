@@ -114,11 +114,8 @@ impl Veth {
                 Err(e) => return Err(e.into()),
             }
         }
-        let finished = self.finish(world);
-        if finished.is_err() {
-            let _ = self.remove(world);
-        }
-        finished.map(|()| Ensured::Created)
+        self.finish(world)?;
+        Ok(Ensured::Created)
     }
 
     fn finish(&self, world: &mut World<'_>) -> anyhow::Result<()> {

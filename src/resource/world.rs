@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
+use super::bridge_use::BridgeUse;
 use crate::net::nft::{self, Nft};
 use crate::net::rtnl::removal;
 use crate::net::{self, Link, Netns, Rtnl};
@@ -22,6 +23,7 @@ pub struct World<'a> {
     pod: Option<Pod>,
     nft: Option<Nft>,
     links: Vec<Link>,
+    bridge_use: Option<BridgeUse>,
     /// Whether a child that outlives this program holds the connection to nf_tables too.
     child_has_nft: bool,
 }
@@ -36,7 +38,16 @@ pub struct Pod {
 impl<'a> World<'a> {
     /// The world of a request.
     pub fn new(request: &'a Request, state: PathBuf) -> Self {
-        Self { request, state, host: None, pod: None, nft: None, links: Vec::new(), child_has_nft: false }
+        Self {
+            request,
+            state,
+            host: None,
+            pod: None,
+            nft: None,
+            links: Vec::new(),
+            bridge_use: None,
+            child_has_nft: false,
+        }
     }
 
     /// rtnetlink of the host.
@@ -96,6 +107,17 @@ impl<'a> World<'a> {
 }
 
 impl World<'_> {
+    /// Keeps other calls from removing a bridge, as long as this one runs.
+    pub fn use_bridge(&mut self, name: &str) -> anyhow::Result<()> {
+        self.bridge_use = Some(BridgeUse::begin(name, &self.state)?);
+        Ok(())
+    }
+
+    /// Whether what belongs to the bridge of this call may be undone: no other call uses it.
+    pub fn has_bridge_alone(&self) -> anyhow::Result<bool> {
+        Ok(self.bridge_use.as_ref().map_or(Ok(true), BridgeUse::is_the_only_one)?)
+    }
+
     /// Deletes a link of the host, and with a veth its peer; see [`removal`].
     pub fn remove_host_link(&mut self, link: &Link) -> net::Result<()> {
         self.forget_host_link(&link.name);

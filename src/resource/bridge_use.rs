@@ -1,0 +1,53 @@
+//! Who uses a bridge at the moment: what keeps a call that fails from removing the bridge that another has just found.
+//!
+//! A bridge without ports is nobody's, except for a call that is about to add one. So every ADD shares a lock as long
+//! as it runs, and who undoes the creation of a bridge must have the lock alone.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::ipam::flock::{Held, Mode};
+use crate::spec::{CniError, Code};
+
+/// Longest wait for a call that is about to remove the bridge. It takes that some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A bridge that this call uses, until this is dropped.
+#[derive(Debug)]
+pub struct BridgeUse {
+    path: PathBuf,
+    lock: Held,
+}
+
+impl BridgeUse {
+    /// Says that the bridge is used from now on. The lock is a file in the state directory.
+    ///
+    /// Errors: code 11 if somebody removes the bridge and does not come to an end; code 105 for the file.
+    pub fn begin(bridge: &str, state: &Path) -> Result<Self, CniError> {
+        let directory = state.join("bridges");
+        let path = directory.join(bridge);
+        let failed =
+            |e: io::Error| CniError::new(Code::State, format!("cannot open {}: {e}", path.display()));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
+        let file = match options.open(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
+                options.open(&path).map_err(failed)?
+            }
+            outcome => outcome.map_err(failed)?,
+        };
+        let lock = Held::take(file, &path, Mode::Shared, Instant::now() + PATIENCE)?;
+        Ok(Self { path, lock })
+    }
+
+    /// Whether no other call uses the bridge, nor will before this one has ended.
+    ///
+    /// Errors: code 105 for the file.
+    pub fn is_the_only_one(&self) -> Result<bool, CniError> {
+        self.lock.try_to_be_alone(&self.path)
+    }
+}
