@@ -4,12 +4,14 @@
 //! that a transaction of nf_tables set free. A child takes such a wait over, and the runtime has its answer meanwhile.
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 
+use super::error::uninterrupted;
 use super::{Error, Result};
 
 /// Forks a child that does one thing and ends; this program goes on at once.
@@ -21,7 +23,9 @@ pub fn start(deed: impl FnOnce() -> i32) -> Result<()> {
     match unsafe { fork() }.map_err(|e| Error::new("fork", e))? {
         ForkResult::Parent { .. } => Ok(()),
         ForkResult::Child => {
-            let status = leave_the_caller().map_or(1, |()| deed());
+            // The frames above are the parent's: no panic may come to them.
+            let deed = AssertUnwindSafe(|| leave_the_caller().map_or(1, |()| deed()));
+            let status = catch_unwind(deed).unwrap_or(1);
             // SAFETY: _exit runs nothing of the parent's: no destructor of its journal, no flush of its output.
             unsafe { nix::libc::_exit(status) }
         }
@@ -31,10 +35,10 @@ pub fn start(deed: impl FnOnce() -> i32) -> Result<()> {
 fn leave_the_caller() -> nix::Result<()> {
     setsid()?;
     chdir("/")?;
-    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-    dup2_stdin(null.as_fd())?;
-    dup2_stdout(null.as_fd())?;
-    dup2_stderr(null.as_fd())?;
+    let null = uninterrupted(|| open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()))?;
+    uninterrupted(|| dup2_stdin(null.as_fd()))?;
+    uninterrupted(|| dup2_stdout(null.as_fd()))?;
+    uninterrupted(|| dup2_stderr(null.as_fd()))?;
     for fd in inherited_descriptors() {
         // SAFETY: nothing here knows of the descriptor, since it came with exec and is none of the standard ones.
         drop(unsafe { OwnedFd::from_raw_fd(fd) });

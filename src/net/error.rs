@@ -36,5 +36,15 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Makes a system call again as long as signals interrupt it.
+pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Result of a call to the kernel.
 pub type Result<T> = std::result::Result<T, Error>;

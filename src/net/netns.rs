@@ -10,6 +10,7 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
+use super::error::uninterrupted;
 use super::{Error, Result};
 
 /// Magic number of nsfs (linux/magic.h). Namespaces opened through /proc were on proc before Linux 3.19.
@@ -40,7 +41,7 @@ impl Netns {
     pub fn open(path: &Path) -> Result<Self> {
         let deed = || format!("open network namespace {}", path.display());
         let file = File::open(path).map_err(|e| Error::from_io(deed(), &e))?;
-        let kind = fstatfs(&file).map_err(|e| Error::new(deed(), e))?.filesystem_type();
+        let kind = uninterrupted(|| fstatfs(&file)).map_err(|e| Error::new(deed(), e))?.filesystem_type();
         if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
             let mut error = Error::new(deed(), Errno::EINVAL);
             error.text = "it is not a network namespace".to_owned();
@@ -91,12 +92,16 @@ impl AsRawFd for Netns {
     }
 }
 
+/// How often the way back is tried: setns(2) allocates memory, and may lack it for a moment.
+const WAY_BACK_TRIES: usize = 10;
+
 /// Returns the thread to its namespace when dropped, also when the closure panics.
 struct WayBack(Netns);
 
 impl Drop for WayBack {
     fn drop(&mut self) {
-        if setns(&self.0.file, CloneFlags::CLONE_NEWNET).is_err() {
+        let mut tries = (0..WAY_BACK_TRIES).map(|_| setns(&self.0.file, CloneFlags::CLONE_NEWNET));
+        if !tries.any(|outcome| outcome.is_ok()) {
             std::process::abort();
         }
     }

@@ -16,6 +16,7 @@ use nix::unistd::{pipe2, read, write};
 
 use super::Rtnl;
 use super::link::{Event, Link, RTNLGRP_LINK, delete, event};
+use crate::net::error::uninterrupted;
 use crate::net::netlink::Socket;
 use crate::net::{Error, Result, child};
 
@@ -29,27 +30,36 @@ pub fn remove(link: &Link) -> Result<()> {
     let mut events = Socket::open(NETLINK_ROUTE)?;
     events.join(RTNLGRP_LINK)?;
     let mut rtnl = Rtnl::open()?;
-    let (failure, report) = pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
-    let request = delete(link);
-    child::start(|| match rtnl.execute_one(request) {
-        Ok(()) => 0,
-        Err(e) => {
-            // The parent reads the errno. If it is gone, nobody needs to know.
-            let _ = write(&report, &(e.errno as i32).to_ne_bytes());
-            1
-        }
-    })?;
+    let (outcome, report) = pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
+    let started = child::start(|| {
+        let errno = rtnl.execute_one(delete(link)).map_or_else(|e| e.errno as i32, |()| 0);
+        // If nobody reads it, nobody needs to know.
+        let _ = write(&report, &errno.to_ne_bytes());
+        0
+    });
     drop(report);
-    wait_until_gone(link, &mut events, &failure)
+    if started.is_err() {
+        return remove_in_person(link);
+    }
+    wait_until_gone(link, &mut events, &outcome)
 }
 
-fn wait_until_gone(link: &Link, events: &mut Socket, failure: &OwnedFd) -> Result<()> {
+/// Deletes a link and waits for all that the kernel does after it: where there is no child to wait.
+fn remove_in_person(link: &Link) -> Result<()> {
+    match Rtnl::open()?.execute_one(delete(link)) {
+        Err(e) if e.errno == Errno::ENODEV => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// `outcome` is the pipe to which the child writes the errno of its request, 0 if it succeeded.
+fn wait_until_gone(link: &Link, events: &mut Socket, outcome: &OwnedFd) -> Result<()> {
     let deed = || format!("delete link {}", link.name);
     let deadline = Instant::now() + DEADLINE;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut fds =
-            [PollFd::new(events.as_fd(), PollFlags::POLLIN), PollFd::new(failure.as_fd(), PollFlags::POLLIN)];
+            [PollFd::new(events.as_fd(), PollFlags::POLLIN), PollFd::new(outcome.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
             Ok(0) => return Err(Error::new(deed(), Errno::ETIMEDOUT)),
             Ok(_) | Err(Errno::EINTR) => {}
@@ -76,13 +86,12 @@ fn wait_until_gone(link: &Link, events: &mut Socket, failure: &OwnedFd) -> Resul
             }
         } else if has_ended {
             let mut errno = [0; 4];
-            return match read(failure, &mut errno) {
-                Ok(4) => match Errno::from_raw(i32::from_ne_bytes(errno)) {
-                    Errno::ENODEV => Ok(()),
-                    errno => Err(Error::new(deed(), errno)),
-                },
-                // It ended well, so the link is gone, whatever became of the event.
-                _ => Ok(()),
+            return match (uninterrupted(|| read(outcome, &mut errno)), i32::from_ne_bytes(errno)) {
+                // The link is gone, whatever became of the event.
+                (Ok(4), 0 | nix::libc::ENODEV) => Ok(()),
+                (Ok(4), errno) => Err(Error::new(deed(), Errno::from_raw(errno))),
+                // The child has died over it, and nobody knows how far it came.
+                _ => remove_in_person(link),
             };
         }
     }
