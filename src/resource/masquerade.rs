@@ -23,7 +23,7 @@ pub use foreign::ForeignMasquerade;
 pub enum Backend {
     /// The `nat` tables of iptables, with chains named and commented as the reference plugins do.
     Iptables,
-    /// A table of our own in nf_tables, in which a pod is an element of a map.
+    /// A table of our own in nf_tables, in which a pod is an element of a set.
     Nftables,
 }
 
@@ -66,7 +66,7 @@ pub struct Masquerade {
     /// outside 10.1.0.0/16 that is no multicast address is masqueraded.
     ///
     /// For [`remove`](Self::remove), none means that nobody knows them: everything of this attachment is looked for.
-    /// iptables has it under a name that follows from the attachment; in nftables, our maps are searched for its
+    /// iptables has it under a name that follows from the attachment; in nftables, our sets are searched for its
     /// owner, which is the only thing here whose cost grows with the pods of the host.
     pub sources: Vec<Prefix>,
 }
@@ -110,7 +110,7 @@ impl Masquerade {
         foreign::remove(world.nft()?, attachment)
     }
 
-    /// The owners on a network that have elements in our nftables maps. GC removes those that are not alive:
+    /// The owners on a network that have elements in our nftables sets. GC removes those that are not alive:
     /// `Masquerade { backend: Backend::Nftables, sources: vec![], .. }.remove()`, or
     /// [`remove_owner`](Self::remove_owner) where only this line is known.
     ///
@@ -121,7 +121,7 @@ impl Masquerade {
         Ok(nftables::owners(world.nft()?, network)?)
     }
 
-    /// Removes everything of an owner from our nftables maps.
+    /// Removes everything of an owner from our nftables sets.
     ///
     /// # Errors
     ///

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use netlink_packet_core::Parseable;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook as HookAttribute, HookNumber, InetHookNumber, NfTablesMessage,
 };
@@ -23,6 +24,30 @@ pub struct Chain<'a> {
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "chain {} {} {}", self.table.family.name(), self.table.name, self.name)
+    }
+}
+
+/// What the kernel counts of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainState {
+    /// Its number. What is made in a table, chains and rules alike, is numbered upwards.
+    pub handle: u64,
+    /// How many rules it has, plus how many rules and elements lead to it.
+    pub uses: u32,
+}
+
+impl ChainState {
+    /// Reads the attributes of a message; `None` without these two.
+    pub(super) fn parse(attributes: &[u8]) -> Option<Self> {
+        let (mut handle, mut uses) = (None, None);
+        for attribute in ChainMessage::parse(attributes).ok()?.attributes {
+            match attribute {
+                ChainAttribute::Handle(number) => handle = Some(number),
+                ChainAttribute::Use(number) => uses = Some(number),
+                _ => {}
+            }
+        }
+        Some(Self { handle: handle?, uses: uses? })
     }
 }
 

@@ -154,7 +154,8 @@ pub fn address_field(side: Side, example: IpAddr) -> (u32, u32) {
     }
 }
 
-/// `ip saddr <network>`, `ip6 daddr != <network>` and so on; nothing where every address is meant (length 0).
+/// `ip saddr <network>`, `ip6 daddr != <network>` and so on; nothing where every address is meant (length 0), and a
+/// comparison that never holds where none is.
 ///
 /// As `nft` and `iptables` write it: of a prefix that ends with a byte only those bytes are loaded.
 pub fn address_in(side: Side, operator: Operator, network: IpNetwork) -> Vec<Expr> {
@@ -162,9 +163,9 @@ pub fn address_in(side: Side, operator: Operator, network: IpNetwork) -> Vec<Exp
     let bytes = octets(network.network());
     let whole = bits.div_ceil(8) as usize;
     let (offset, len) = address_field(side, network.ip());
-    if bits == 0 {
+    if bits == 0 && operator == Operator::Equal {
         vec![]
-    } else if bits.is_multiple_of(8) {
+    } else if bits > 0 && bits.is_multiple_of(8) {
         vec![
             load_network_header(offset, bits / 8, Register::Reg1),
             compare(operator, bytes.get(..whole).unwrap_or(&bytes)),

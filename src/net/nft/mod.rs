@@ -2,6 +2,11 @@
 //!
 //! A change is a [`Transaction`]; what there is, is learnt by point queries ([`Nft::has_chain`], [`Nft::element`])
 //! and, where it cannot be otherwise, by reading one chain or one set.
+//!
+//! What a commit costs: the kernel copies every chain that is changed. Where a rule is added, or an element that has a
+//! verdict, it also walks all chains of the table, and with them all elements of verdict maps. An element of a plain
+//! set costs the same whatever else there is, so that is what a pod should be (net/netfilter/nf_tables_api.c:
+//! `nf_tables_commit_chain_prepare`, `nft_table_validate`).
 
 pub mod chain;
 pub mod expr;
@@ -23,7 +28,7 @@ use nix::errno::Errno;
 
 use super::netlink::{Message, Socket};
 use super::{Error, Result, child};
-pub use chain::{Base, Chain, Hook, Kind};
+pub use chain::{Base, Chain, ChainState, Hook, Kind};
 pub use expr::Expr;
 pub use rule::Rule;
 pub use set::{Carries, Element, KeyType, Set};
@@ -107,11 +112,31 @@ impl Nft {
         Ok(self.socket.get(message)?.is_some())
     }
 
+    /// The handle of a chain and how much it is used; `None` where it is not there.
+    pub fn chain_state(&mut self, chain: Chain) -> Result<Option<ChainState>> {
+        let deed = format!("look for {chain}");
+        let answer = self.socket.get(request(deed.clone(), chain.table.family, chain.wanted()))?;
+        answer.map(|body| parsed(&deed, &body, ChainState::parse)).transpose()
+    }
+
+    /// Whether a set or map is there.
+    pub fn has_set(&mut self, set: Set) -> Result<bool> {
+        let message = request(format!("look for {set}"), set.table.family, set.wanted());
+        Ok(self.socket.get(message)?.is_some())
+    }
+
+    /// The names of a table's sets and maps; none where it is not there.
+    pub fn set_names(&mut self, table: Table) -> Result<Vec<String>> {
+        let deed = format!("list the sets of {table}");
+        let bodies = self.list(&deed, table.family, table.sets_wanted())?;
+        bodies.iter().map(|body| parsed(&deed, body, set::parse_name)).collect()
+    }
+
     /// The element of a key; `None` where it, its set or its table is not there.
     pub fn element(&mut self, set: Set, key: &[u8]) -> Result<Option<Element>> {
         let deed = format!("look up an element of {set}");
         let answer = self.socket.get(request(deed.clone(), set.table.family, set.element_wanted(key)))?;
-        answer.map_or(Ok(None), |body| Ok(elements(&deed, &body)?.pop()))
+        answer.map_or(Ok(None), |body| Ok(parsed(&deed, &body, set::parse_elements)?.pop()))
     }
 
     /// All elements of a set or map; none where it is not there.
@@ -119,7 +144,7 @@ impl Nft {
         let deed = format!("list {set}");
         let mut found = Vec::new();
         for body in self.list(&deed, set.table.family, set.elements_wanted())? {
-            found.append(&mut elements(&deed, &body)?);
+            found.append(&mut parsed(&deed, &body, set::parse_elements)?);
         }
         Ok(found)
     }
@@ -128,8 +153,14 @@ impl Nft {
     pub fn rules(&mut self, chain: Chain) -> Result<Vec<Rule>> {
         let deed = format!("list {chain}");
         let bodies = self.list(&deed, chain.table.family, chain.rules_wanted())?;
-        let parse = |body: &Vec<u8>| Rule::parse(body.get(NFGENMSG..)?);
-        bodies.iter().map(|body| parse(body).ok_or_else(|| Error::new(&deed, Errno::EBADMSG))).collect()
+        bodies.iter().map(|body| parsed(&deed, body, Rule::parse)).collect()
+    }
+
+    /// The rule of a chain that has a handle; `None` where it, its chain or its table is not there.
+    pub fn rule(&mut self, chain: Chain, handle: u64) -> Result<Option<Rule>> {
+        let deed = format!("look for rule {handle} of {chain}");
+        let answer = self.socket.get(request(deed.clone(), chain.table.family, chain.rule_wanted(handle)))?;
+        answer.map(|body| parsed(&deed, &body, Rule::parse)).transpose()
     }
 
     /// Whether the kernel has an extension of xtables for use in nf_tables; it loads the module if need be.
@@ -182,8 +213,8 @@ fn request(deed: String, family: Family, message: NfTablesMessage) -> Message {
     Message::new(deed, 0, NetfilterMessage::new(header(family), message))
 }
 
-fn elements(deed: &str, body: &[u8]) -> Result<Vec<Element>> {
-    body.get(NFGENMSG..).and_then(set::parse_elements).ok_or_else(|| Error::new(deed, Errno::EBADMSG))
+fn parsed<T>(deed: &str, body: &[u8], parse: impl FnOnce(&[u8]) -> Option<T>) -> Result<T> {
+    body.get(NFGENMSG..).and_then(parse).ok_or_else(|| Error::new(deed, Errno::EBADMSG))
 }
 
 #[cfg(test)]

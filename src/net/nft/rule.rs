@@ -61,6 +61,12 @@ impl Chain<'_> {
         NfTablesMessage::DeleteRule(RuleMessage { attributes: self.attributes_of_rule() })
     }
 
+    pub(super) fn rule_wanted(self, handle: u64) -> NfTablesMessage {
+        let mut attributes = self.attributes_of_rule();
+        attributes.push(RuleAttribute::Handle(handle));
+        NfTablesMessage::GetRule(RuleMessage { attributes })
+    }
+
     pub(super) fn rules_wanted(self) -> NfTablesMessage {
         NfTablesMessage::GetRule(RuleMessage { attributes: self.attributes_of_rule() })
     }

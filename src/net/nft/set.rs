@@ -168,6 +168,12 @@ impl Set<'_> {
         NfTablesMessage::NewSet(SetMessage { attributes })
     }
 
+    pub(super) fn wanted(self) -> NfTablesMessage {
+        let attributes =
+            vec![SetAttribute::Table(self.table.name.to_owned()), SetAttribute::Name(self.name.to_owned())];
+        NfTablesMessage::GetSet(SetMessage { attributes })
+    }
+
     fn list(self, elements: Vec<Vec<SetElementAttribute>>) -> SetElementMessage {
         let mut attributes = vec![
             SetElementList::Table(self.table.name.to_owned()),
@@ -204,6 +210,21 @@ impl Set<'_> {
     fn only_key(key: &[u8]) -> Vec<SetElementAttribute> {
         vec![SetElementAttribute::Key(DataAttribute::Value(key.to_vec()))]
     }
+}
+
+impl Table<'_> {
+    pub(super) fn sets_wanted(self) -> NfTablesMessage {
+        NfTablesMessage::GetSet(SetMessage { attributes: vec![SetAttribute::Table(self.name.to_owned())] })
+    }
+}
+
+/// The name in the attributes of a set; `None` where it cannot be read.
+pub(super) fn parse_name(attributes: &[u8]) -> Option<String> {
+    let message = SetMessage::parse(attributes).ok()?;
+    message.attributes.into_iter().find_map(|attribute| match attribute {
+        SetAttribute::Name(name) => Some(name),
+        _ => None,
+    })
 }
 
 /// The elements in the attributes of a message; `None` where it cannot be read.

@@ -13,6 +13,7 @@ use crate::net::Result;
 use crate::net::netlink::Message;
 
 /// Flags of a request that makes something (linux/netlink.h).
+const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 
@@ -121,9 +122,19 @@ impl Transaction {
 
     /// `add set <set>` or `add map <set>`
     pub fn add_set(&mut self, set: Set) {
+        self.new_set(format!("add {set}"), NLM_F_CREATE, set);
+    }
+
+    /// `create set <set>` or `create map <set>`; it must not be there (`EEXIST`). So what else the transaction makes
+    /// for the set is made only once, whoever else is about to do the same.
+    pub fn create_set(&mut self, set: Set) {
+        self.new_set(format!("create {set}"), NLM_F_CREATE | NLM_F_EXCL, set);
+    }
+
+    fn new_set(&mut self, deed: String, flags: u16, set: Set) {
         // The kernel wants a number by which later steps could name the set.
         self.sets += 1;
-        self.step(format!("add {set}"), NLM_F_CREATE, set.table.family, set.added(self.sets));
+        self.step(deed, flags, set.table.family, set.added(self.sets));
     }
 
     /// `add element <set> { <key> comment <comment> : <verdict> }`

@@ -29,32 +29,20 @@ fn nftables_table() {
     assert_eq!(
         run("nft list ruleset"),
         "table inet bridgehead {\n\
-         \tmap masquerade_ipv4 {\n\
-         \t\ttype ipv4_addr : verdict\n\
-         \t\telements = { 10.1.0.5 comment \"testnet/abc/eth0\" : goto subnet_10.1.0.0/16 }\n\
+         \tset pods_10.1.0.0/16 {\n\
+         \t\ttype ipv4_addr\n\
+         \t\telements = { 10.1.0.5 comment \"testnet/abc/eth0\" }\n\
          \t}\n\
          \n\
-         \tmap masquerade_ipv6 {\n\
-         \t\ttype ipv6_addr : verdict\n\
-         \t\telements = { fd00:1::5 comment \"testnet/abc/eth0\" : goto subnet_fd00-1--/64 }\n\
+         \tset pods_fd00-1--/64 {\n\
+         \t\ttype ipv6_addr\n\
+         \t\telements = { fd00:1::5 comment \"testnet/abc/eth0\" }\n\
          \t}\n\
          \n\
          \tchain postrouting {\n\
          \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
-         \t\tip saddr vmap @masquerade_ipv4\n\
-         \t\tip6 saddr vmap @masquerade_ipv6\n\
-         \t}\n\
-         \n\
-         \tchain subnet_10.1.0.0/16 {\n\
-         \t\tip daddr 10.1.0.0/16 return\n\
-         \t\tip daddr 224.0.0.0/4 return\n\
-         \t\tmasquerade\n\
-         \t}\n\
-         \n\
-         \tchain subnet_fd00-1--/64 {\n\
-         \t\tip6 daddr fd00:1::/64 return\n\
-         \t\tip6 daddr ff00::/8 return\n\
-         \t\tmasquerade\n\
+         \t\tip saddr @pods_10.1.0.0/16 ip daddr != 10.1.0.0/16 ip daddr != 224.0.0.0/4 masquerade\n\
+         \t\tip6 saddr @pods_fd00-1--/64 ip6 daddr != fd00:1::/64 ip6 daddr != ff00::/8 masquerade\n\
          \t}\n\
          }\n"
     );
@@ -66,34 +54,77 @@ fn nftables_table() {
     }
     run("nft flush ruleset");
     pod.remove_with(&mut nft).unwrap();
-    assert_eq!(pod.observe_with(&mut nft).unwrap().len(), 7);
+    masquerade(Backend::Nftables, "abc", &[]).remove_with(&mut nft).unwrap();
+    assert_eq!(pod.observe_with(&mut nft).unwrap().len(), 5);
     pod.ensure_with(&mut nft).unwrap();
     assert_eq!(names(&pod.observe_with(&mut nft).unwrap()), "");
+}
+
+/// Every subnet of pods must have a name that `nft` reads, and a rule that says what it should.
+#[test]
+fn nftables_subnets_of_all_lengths() {
+    private_namespace();
+    let mut nft = Nft::open().unwrap();
+    let mut rule = |source: &str| {
+        masquerade(Backend::Nftables, "abc", &[source]).ensure_with(&mut nft).unwrap();
+        run("nft list ruleset | nft -c -f -");
+        let listing = run("nft list chain inet bridgehead postrouting");
+        let rules: Vec<&str> = listing.lines().filter(|line| line.contains("saddr")).collect();
+        rules.last().unwrap().trim().to_owned()
+    };
+    for (source, wanted) in [
+        ("10.1.2.3/32", "ip saddr @pods_10.1.2.3/32 ip daddr != 10.1.2.3"),
+        ("10.1.2.3/31", "ip saddr @pods_10.1.2.2/31 ip daddr != 10.1.2.2/31"),
+        ("10.1.2.3/25", "ip saddr @pods_10.1.2.0/25 ip daddr != 10.1.2.0/25"),
+        ("10.1.2.3/8", "ip saddr @pods_10.0.0.0/8 ip daddr != 10.0.0.0/8"),
+        // Nothing is outside of it.
+        ("10.1.2.3/0", "ip saddr @pods_0.0.0.0/0 ip daddr != 0.0.0.0/0"),
+    ] {
+        assert_eq!(rule(source), format!("{wanted} ip daddr != 224.0.0.0/4 masquerade"));
+    }
+    for (source, wanted) in [
+        ("::1/64", "ip6 saddr @pods_--/64 ip6 daddr != ::/64"),
+        ("fd00:1:2:3:4:5:6:7/128", "ip6 saddr @pods_fd00-1-2-3-4-5-6-7/128 ip6 daddr != fd00:1:2:3:4:5:6:7"),
+        ("fd00:1:2:3:4:5:6:7/61", "ip6 saddr @pods_fd00-1-2--/61 ip6 daddr != fd00:1:2::/61"),
+    ] {
+        assert_eq!(rule(source), format!("{wanted} ip6 daddr != ff00::/8 masquerade"));
+    }
+    let owner = Owner::new(&attachment("abc", "eth0"));
+    assert_eq!(nftables::owners(&mut nft, "testnet").unwrap(), std::slice::from_ref(&owner));
+    nftables::remove_all_of(&mut nft, &owner).unwrap();
+    assert!(!run("nft list ruleset").contains("elements"));
 }
 
 #[test]
 fn nftables_notices_what_was_changed() {
     private_namespace();
     let mut nft = Nft::open().unwrap();
-    let pod = masquerade(Backend::Nftables, "abc", &BOTH);
+    // Two addresses of one subnet, which has one set and one rule all the same.
+    let pod = masquerade(Backend::Nftables, "abc", &["10.1.0.5/16", "fd00:1::5/64", "10.1.0.6/16"]);
     pod.ensure_with(&mut nft).unwrap();
-    run("nft delete element inet bridgehead masquerade_ipv6 '{ fd00:1::5 }'");
+    run("nft delete element inet bridgehead pods_fd00-1--/64 '{ fd00:1::5 }'");
     assert_eq!(
         names(&pod.observe_with(&mut nft).unwrap()),
-        "element fd00:1::5 of map inet bridgehead masquerade_ipv6 is missing"
+        "element fd00:1::5 of set inet bridgehead pods_fd00-1--/64 is missing"
     );
     assert_eq!(pod.ensure_with(&mut nft).unwrap(), Ensured::Created);
+    assert_eq!(names(&pod.observe_with(&mut nft).unwrap()), "");
     run("nft flush chain inet bridgehead postrouting");
     assert_eq!(
         names(&pod.observe_with(&mut nft).unwrap()),
-        "rule for map inet bridgehead masquerade_ipv4 in chain inet bridgehead postrouting is missing\n\
-         rule for map inet bridgehead masquerade_ipv6 in chain inet bridgehead postrouting is missing"
+        "rule for set inet bridgehead pods_10.1.0.0/16 in chain inet bridgehead postrouting is missing\n\
+         rule for set inet bridgehead pods_fd00-1--/64 in chain inet bridgehead postrouting is missing"
     );
-    run("nft flush chain inet bridgehead subnet_10.1.0.0/16");
-    assert!(
-        names(&pod.observe_with(&mut nft).unwrap())
-            .contains("masquerading in chain inet bridgehead subnet_10")
+    // A rule with the right set that says something else.
+    run("nft add rule inet bridgehead postrouting ip saddr @pods_10.1.0.0/16 masquerade");
+    assert_eq!(pod.observe_with(&mut nft).unwrap().len(), 2);
+    // Sets of others are none of ours.
+    run(
+        "nft 'add set inet bridgehead pods_x { type ipv4_addr; elements = { 1.2.3.4 comment \"testnet/abc/eth0\" }; }'",
     );
+    masquerade(Backend::Nftables, "abc", &[]).remove_with(&mut nft).unwrap();
+    let left = run("nft list ruleset");
+    assert!(left.matches("elements").count() == 1 && left.contains("1.2.3.4"), "{left}");
 }
 
 #[test]
@@ -102,20 +133,22 @@ fn nftables_an_address_has_the_owner_who_was_last_given_it() {
     let mut nft = Nft::open().unwrap();
     let old = masquerade(Backend::Nftables, "old", &["10.1.0.5/16"]);
     let new = masquerade(Backend::Nftables, "new", &["10.1.0.5/16"]);
-    let moved = masquerade(Backend::Nftables, "new", &["10.1.0.5/24"]);
     old.ensure_with(&mut nft).unwrap();
     assert_eq!(new.ensure_with(&mut nft).unwrap(), Ensured::Created);
-    assert_eq!(moved.ensure_with(&mut nft).unwrap(), Ensured::Created);
-    assert_eq!(old.observe_with(&mut nft).unwrap().len(), 1);
     assert_eq!(
-        names(&new.observe_with(&mut nft).unwrap()),
-        "element 10.1.0.5 of map inet bridgehead masquerade_ipv4 should be goto subnet_10.1.0.0/16 for \
-         testnet/new/eth0 and is goto subnet_10.1.0.0/24 for testnet/new/eth0"
+        names(&old.observe_with(&mut nft).unwrap()),
+        "element 10.1.0.5 of set inet bridgehead pods_10.1.0.0/16 should be testnet/old/eth0 and is \
+         testnet/new/eth0"
     );
     // A late DEL of the old pod leaves the new one alone, whether it knows its addresses or not.
     old.remove_with(&mut nft).unwrap();
     masquerade(Backend::Nftables, "old", &[]).remove_with(&mut nft).unwrap();
-    assert_eq!(names(&moved.observe_with(&mut nft).unwrap()), "");
+    assert_eq!(names(&new.observe_with(&mut nft).unwrap()), "");
+    // What nobody owns is the address's.
+    run("nft flush set inet bridgehead pods_10.1.0.0/16; \
+         nft add element inet bridgehead pods_10.1.0.0/16 '{ 10.1.0.5 }'");
+    new.remove_with(&mut nft).unwrap();
+    assert!(!run("nft list ruleset").contains("elements"));
 }
 
 #[test]
@@ -160,9 +193,12 @@ fn twenty_at_once() {
         for _ in 0..3 {
             at_once(|number, nft| assert_eq!(pod(number).ensure_with(nft).unwrap(), Ensured::Created));
             at_once(|number, nft| assert_eq!(names(&pod(number).observe_with(nft).unwrap()), ""));
+            if backend == Backend::Nftables {
+                assert_eq!(run("nft list ruleset").matches("masquerade").count(), 2);
+            }
             at_once(|number, nft| pod(number).remove_with(nft).unwrap());
             let left = run("nft list ruleset");
-            assert!(!left.contains("pod") && !left.contains("CNI-"), "{left}");
+            assert!(!left.contains("testnet") && !left.contains("CNI-"), "{left}");
         }
     }
 }
@@ -251,6 +287,45 @@ fn iptables_two_interfaces_of_a_container_share_the_chain() {
     assert_eq!(run("iptables-nft -t nat -S POSTROUTING").lines().count(), 2);
     second.remove_with(&mut nft).unwrap();
     assert!(!run("iptables-nft -t nat -S").contains("CNI-"));
+}
+
+/// POSTROUTING is not read where the handles tell which rules lead to a chain. So whatever is otherwise must be found
+/// out, or a rule of somebody else's would be taken for ours.
+#[test]
+fn iptables_rules_are_found_however_they_were_made() {
+    private_namespace();
+    let mut nft = Nft::open().unwrap();
+    let pod = masquerade(Backend::Iptables, "abc123", &["10.1.0.5/16", "10.1.0.6/16", "10.2.0.5/16"]);
+    const CHAIN: &str = "CNI-ac401170a6a418c7c78d298f";
+    let changes = [
+        "true",
+        // All handles are new, and the rules' order by handle is not that of the transaction.
+        r#"saved=$(iptables-nft-save -t nat) && echo "$saved" | iptables-nft-restore"#,
+        // The chain is older than its rules; others' rules have the handles.
+        &format!("iptables-nft -t nat -F {CHAIN}; iptables-nft -t nat -A POSTROUTING -s 1.2.3.4 -j ACCEPT"),
+        &format!("iptables-nft -t nat -D {CHAIN} 1"),
+        &format!("iptables-nft -t nat -I POSTROUTING 2 -s 10.9.0.5 -j {CHAIN}"),
+        "iptables-nft -t nat -D POSTROUTING 1",
+        "iptables-nft -t nat -F POSTROUTING",
+    ];
+    for change in changes {
+        pod.ensure_with(&mut nft).unwrap();
+        assert_eq!(names(&pod.observe_with(&mut nft).unwrap()), "", "{change}");
+        run(change);
+        let complete = pod.observe_with(&mut nft).unwrap().is_empty();
+        let expected = if complete { Ensured::Present } else { Ensured::Created };
+        assert_eq!(pod.ensure_with(&mut nft).unwrap(), expected, "{change}");
+        assert_eq!(names(&pod.observe_with(&mut nft).unwrap()), "", "{change}");
+        let listing = run("iptables-nft -t nat -S");
+        let foreign = listing.lines().filter(|line| line.contains("10.9.0.5")).count();
+        assert_eq!(listing.matches(&format!("-j {CHAIN}")).count(), 3 + foreign, "{change}: {listing}");
+        pod.remove_with(&mut nft).unwrap();
+        let left = run("iptables-nft -t nat -S");
+        assert_eq!(left.contains("CNI-"), foreign > 0, "{change}: {left}");
+        masquerade(Backend::Iptables, "abc123", &[]).remove_with(&mut nft).unwrap();
+        let left = run("iptables-nft -t nat -S");
+        assert!(!left.contains("CNI-"), "{change}: {left}");
+    }
 }
 
 #[test]
@@ -368,7 +443,7 @@ fn a_back_end_is_chosen_without_executing_anything() {
 #[ignore = "a measurement"]
 fn timing() {
     use std::time::Instant;
-    for others in [10, 500] {
+    for others in [10, 500, 2000] {
         for backend in [Backend::Nftables, Backend::Iptables] {
             private_namespace();
             let mut nft = Nft::open().unwrap();
