@@ -19,7 +19,7 @@ use super::multicast;
 use crate::net;
 use crate::net::iptables::legacy::{self, Change};
 use crate::net::iptables::{AddressMatch, Legacy, Protocol, Rule, Target, Variant, installed};
-use crate::net::nft::{self, Base, Chain, Hook, Kind, Nft, Transaction, repeat_if_overtaken};
+use crate::net::nft::{self, Base, Chain, ChainState, Hook, Kind, Nft, Transaction, repeat_if_overtaken};
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, Prefix};
 
@@ -113,8 +113,10 @@ fn ensure_native(nft: &mut Nft, rules: &Rules) -> net::Result<Ensured> {
     let (chain, entry) = (rules.native_chain(), rules.native_entry());
     let mut transaction = Transaction::new();
     // Nothing can lead to a chain that is not there, so the other pods' rules need not be looked at.
-    let (own, entries) = if nft.has_chain(chain)? {
-        (nft.rules(chain)?, nft.rules(entry)?)
+    let (own, entries) = if let Some(state) = nft.chain_state(chain)? {
+        let own = nft.rules(chain)?;
+        let entries = leading(nft, entry, chain, state, own.len())?;
+        (own, entries)
     } else {
         transaction.add_table(chain.table);
         if !nft.has_chain(entry)? {
@@ -144,6 +146,38 @@ fn ensure_native(nft: &mut Nft, rules: &Rules) -> net::Result<Ensured> {
     let ensured = if transaction.is_empty() { Ensured::Present } else { Ensured::Created };
     nft.commit(transaction)?;
     Ok(ensured)
+}
+
+/// The rules of POSTROUTING that lead to a chain with that many rules of its own.
+///
+/// POSTROUTING has a rule per pod, and reading takes 8 µs for each. But how many lead here, the kernel counts; and
+/// those that [`ensure_native`] made together with the chain have the handles after those of the chain and its rules,
+/// since the kernel numbers what is made in the order of the transaction. What stands at these handles is looked at.
+/// If it is not all that leads here, then somebody else made it, or later, and POSTROUTING is read after all.
+fn leading(
+    nft: &mut Nft,
+    entry: Chain,
+    chain: Chain,
+    state: ChainState,
+    own_rules: usize,
+) -> net::Result<Vec<nft::Rule>> {
+    let own_rules = own_rules as u64;
+    if let Some(expected) = u64::from(state.uses).checked_sub(own_rules) {
+        let first = state.handle + own_rules + 1;
+        let mut found = Vec::new();
+        for handle in first..first + expected {
+            match nft.rule(entry, handle)? {
+                Some(rule) if rule.leads_to(chain.name) => found.push(rule),
+                _ => break,
+            }
+        }
+        if found.len() as u64 == expected {
+            return Ok(found);
+        }
+    }
+    let mut rules = nft.rules(entry)?;
+    rules.retain(|rule| rule.leads_to(chain.name));
+    Ok(rules)
 }
 
 pub(super) fn ensure_legacy(rules: &Rules) -> Result<Ensured> {
@@ -198,7 +232,11 @@ pub(super) fn observe(nft: &mut Nft, attachment: &Attachment, sources: &[Prefix]
         };
         match variant(protocol) {
             Variant::Nft => {
-                let (own, entries) = (nft.rules(chain)?, nft.rules(rules.native_entry())?);
+                let own = nft.rules(chain)?;
+                let entries = match nft.chain_state(chain)? {
+                    Some(state) => leading(nft, rules.native_entry(), chain, state, own.len())?,
+                    None => Vec::new(),
+                };
                 let has = |present: &[nft::Rule], rule: &Rule| {
                     let expressions = rule.expressions(protocol);
                     present.iter().any(|found| found.consists_of(&expressions))
@@ -253,11 +291,9 @@ fn condemned<T>(leading: Vec<T>, entries: &[Rule], is: impl Fn(&T, &Rule) -> boo
 fn remove_native(nft: &mut Nft, protocol: Protocol, chain: &str, entries: &[Rule]) -> net::Result<()> {
     let table = protocol.nat();
     let (chain, entry) = (table.chain(chain), table.chain(POSTROUTING));
-    if !nft.has_chain(chain)? {
-        return Ok(());
-    }
-    let leading: Vec<nft::Rule> =
-        nft.rules(entry)?.into_iter().filter(|rule| rule.leads_to(chain.name)).collect();
+    let Some(state) = nft.chain_state(chain)? else { return Ok(()) };
+    let own_rules = nft.rules(chain)?.len();
+    let leading = leading(nft, entry, chain, state, own_rules)?;
     let is = |found: &nft::Rule, rule: &Rule| found.consists_of(&rule.expressions(protocol));
     let (condemned, others) = condemned(leading, entries, is);
     let mut transaction = Transaction::new();
