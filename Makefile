@@ -140,6 +140,13 @@ bench: ## root: time the plugins against REFERENCE; PODS=40 ROUNDS=2 ONLY=TEXT J
 	    --plugins '$(STAGE)' --reference '$(REFERENCE)' \
 	    --pods $(PODS) --rounds $(ROUNDS) $(if $(ONLY),--only '$(ONLY)') $(if $(JSON),--json '$(JSON)')
 
+.PHONY: faults
+faults: ## root: faults and kills at every system call of ADD and DEL, and what is left then; only ONLY=TEXT
+	$(need_root)
+	@$(MAKE) --no-print-directory packages stage
+	cargo run --quiet --release --locked --target $(RUST_TARGET) -p conformance --bin faults -- \
+	    --plugins '$(STAGE)' $(if $(ONLY),--only '$(ONLY)')
+
 # The lists of the machine's apt stay as they are: these have a directory of their own.
 .PHONY: reference
 reference: ## fetch Debian's newest reference plugins into target/, to compare with; nothing is installed
