@@ -11,7 +11,8 @@ use crate::net::{Mac, sysctl};
 use crate::spec::digest::sha512_hex;
 
 /// A veth pair on the host named `<bridge>.<vlan>`, whose other end is an untagged port of the bridge in that VLAN.
-/// Its form is the reference's, so that both can use the same. All pods of the VLAN share it; DEL leaves it.
+/// Its form is the reference's, so that both can use the same. All pods of the VLAN share it, whatever VLANs besides
+/// theirs the first of them left to it; DEL leaves it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VlanGateway {
     /// The bridge.
@@ -22,6 +23,8 @@ pub struct VlanGateway {
     pub mac: Mac,
     /// MTU in bytes.
     pub mtu: Option<u32>,
+    /// Whether the VLANs that the bridge gave the port when it joined (normally 1) stay.
+    pub keep_default: bool,
 }
 
 /// The name of the link for a VLAN of a bridge.
@@ -62,16 +65,18 @@ impl VlanGateway {
         let _ = sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0");
         let gateway = world.existing_host_link(&name)?;
         if let Some(port) = world.host_link(&port_name)? {
-            let others: Vec<_> = world
-                .host()?
-                .port_vlans(&port)?
-                .into_iter()
-                .map(|(vid, _)| vid..=vid)
-                .filter(|range| *range.start() != self.vlan)
-                .collect();
             let mut batch = vec![vlan::add(&port, &[(self.vlan..=self.vlan, Membership::Native)])];
-            if !others.is_empty() {
-                batch.push(vlan::delete(&port, &others));
+            if !self.keep_default {
+                let others: Vec<_> = world
+                    .host()?
+                    .port_vlans(&port)?
+                    .into_iter()
+                    .map(|(vid, _)| vid..=vid)
+                    .filter(|range| *range.start() != self.vlan)
+                    .collect();
+                if !others.is_empty() {
+                    batch.push(vlan::delete(&port, &others));
+                }
             }
             for answer in world.host()?.execute(batch)? {
                 answer?;
