@@ -31,6 +31,7 @@ cases! {
         a_trunk_is_tagged needs [Need::VlanFiltering];
         the_default_vlan_is_kept_on_request needs [Need::VlanFiltering];
         the_gateway_of_a_vlan_is_a_link_of_its_own needs [Need::VlanFiltering];
+        the_port_of_the_gateway_is_in_the_vlan needs [Need::VlanFiltering];
         a_vlan_is_refused_where_bridges_do_not_filter;
     }
 }
@@ -190,7 +191,8 @@ fn an_invalid_configuration_has_the_code_for_it(host: &Sandbox) -> Result<()> {
 
 /// VLANs of a port as `id flags`, ranges spelled out as `from-to flags`.
 fn vlans(host: &Sandbox, link: &str) -> Result<Vec<String>> {
-    let list: Vec<Value> = serde_json::from_str(&host.run(&["bridge", "-j", "vlan", "show", "dev", link])?)?;
+    let shown = host.run(&["bridge", "-j", "-compressvlans", "vlan", "show", "dev", link])?;
+    let list: Vec<Value> = serde_json::from_str(&shown)?;
     let mut found = Vec::new();
     for vlan in list.iter().flat_map(|entry| entry["vlans"].as_array().into_iter().flatten()) {
         let flags: Vec<&str> =
@@ -237,6 +239,21 @@ fn the_gateway_of_a_vlan_is_a_link_of_its_own(host: &Sandbox) -> Result<()> {
     two.pod.ping("10.20.0.1")?;
     one.del(host)?;
     equal("its address after DEL", host.addresses("cni0.100")?, ["10.20.0.1/24"])
+}
+
+fn the_port_of_the_gateway_is_in_the_vlan(host: &Sandbox) -> Result<()> {
+    for (id, keep, wanted) in [
+        (100, false, vec!["100 PVID,Egress Untagged"]),
+        (200, true, vec!["1 Egress Untagged", "200 PVID,Egress Untagged"]),
+    ] {
+        let conf = with(gateway4(), json!({"vlan": id, "preserveDefaultVlan": keep}));
+        let one = Attachment::new(host, &format!("pod{id}"), conf)?;
+        let link = host.need_link(&format!("cni0.{id}"))?;
+        let port = text_at(&link, "/link")?;
+        equal(format!("VLANs of the gateway's port {port}"), vlans(host, port)?, wanted)?;
+        one.del(host)?;
+    }
+    Ok(())
 }
 
 fn a_vlan_is_refused_where_bridges_do_not_filter(host: &Sandbox) -> Result<()> {
