@@ -9,11 +9,12 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, raise, sigaction};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -30,6 +31,12 @@ pub(crate) const LOG: &str = "FAULTS_LOG";
 pub(crate) const POINT: &str = "FAULTS_POINT";
 /// The fault's injection as [`encode`]d.
 pub(crate) const INJECTION: &str = "FAULTS_INJECTION";
+
+/// Exit status of a tracer whose program has not ended in time.
+pub(crate) const HANG: i32 = 124;
+
+/// How long a program may take: less than who calls the tracer waits, so that it can be said where the program hangs.
+const DEADLINE: Duration = Duration::from_secs(18);
 
 /// An injection as the text of a variable.
 pub(crate) fn encode(injection: Injection) -> String {
@@ -71,7 +78,9 @@ pub(crate) fn run() -> Result<i32> {
     unsafe { command.pre_exec(|| ptrace::traceme().map_err(std::io::Error::from)) };
     let child = command.spawn().with_context(|| format!("cannot execute {program}"))?;
     let first = Pid::from_raw(i32::try_from(child.id())?);
+    interrupt_after(DEADLINE)?;
     let mut tracer = Tracer {
+        deadline: Instant::now() + DEADLINE,
         log: File::create(&log).with_context(|| format!("cannot create {log}"))?,
         target,
         threads: HashMap::new(),
@@ -105,6 +114,7 @@ struct Thread {
 }
 
 struct Tracer {
+    deadline: Instant,
     log: File,
     target: Option<Target>,
     threads: HashMap<Pid, Thread>,
@@ -121,7 +131,12 @@ impl Tracer {
         loop {
             let status = match waitpid(None, Some(WaitPidFlag::__WALL)) {
                 Ok(status) => status,
-                Err(Errno::EINTR) => continue,
+                Err(Errno::EINTR) if Instant::now() < self.deadline => continue,
+                Err(Errno::EINTR) => {
+                    writeln!(std::io::stderr(), "{}", self.whereabouts())?;
+                    // The processes end with their tracer.
+                    std::process::exit(HANG)
+                }
                 Err(Errno::ECHILD) => break,
                 Err(errno) => return Err(errno).context("waitpid"),
             };
@@ -152,6 +167,21 @@ impl Tracer {
             ignore_death(ptrace::syscall(pid, signal).map_err(Into::into))?;
         }
         end.context("the program was never seen to end")
+    }
+
+    /// What all threads are doing.
+    fn whereabouts(&self) -> String {
+        let about = |(pid, thread): (&Pid, &Thread)| {
+            let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let process = thread.process;
+            format!(
+                "process {process} after {} calls: {}{}",
+                self.counts[process],
+                read("syscall"),
+                read("stack")
+            )
+        };
+        self.threads.iter().map(about).collect()
     }
 
     fn meet(&mut self, pid: Pid) -> Result<()> {
@@ -205,6 +235,16 @@ impl Tracer {
         }
         Ok(())
     }
+}
+
+/// Has a signal interrupt whatever this process waits for then.
+fn interrupt_after(time: Duration) -> Result<()> {
+    extern "C" fn nothing(_: nix::libc::c_int) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(Signal::SIGALRM, &action) }?;
+    nix::unistd::alarm::set(u32::try_from(time.as_secs())? + 1);
+    Ok(())
 }
 
 /// A process may be killed at any time, also by us.

@@ -184,6 +184,9 @@ pub(crate) fn judge(
         // Which system call it was is only the same if the program ran the same way up to there.
         if hit.iter().any(|hit| hit.call == point.call) { Ok(kept) } else { Ok(Kept::Missed) }
     };
+    if answer.status() == Some(tracer::HANG) {
+        bail!("hangs: {}", answer.stderr());
+    }
     let said =
         || format!("it ended with {:?} and said {}{}", answer.status(), answer.stdout(), answer.stderr());
     match (answer.status(), verb) {
@@ -209,7 +212,10 @@ pub(crate) fn judge(
         (Some(_), _) if fault == Fault::Interruption => bail!("not tolerated: {}", said()),
         (Some(_), Verb::Add) => {
             let refusal = answer.refusal()?;
-            let restored = before.restored(host, &[&stage.pod]);
+            // The empty tables and chains that all pods share may stay. Nobody could tell whether another is about to
+            // use them, and the commands of iptables leave them just so.
+            let shared = baseline.settled.rules();
+            let restored = soon(|| stage.snapshot()?.nothing_beyond(&before, &shared));
             restored.with_context(|| format!("after ADD failed ({})", refusal.text()))?;
             stage.can_be_added()?;
             about(Kept::Refused)
