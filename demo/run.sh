@@ -118,9 +118,9 @@ host_end() {
 
 alias_of() { ip link show dev "$1" | awk '$1 == "alias" { sub(/^ *alias /, ""); print }'; }
 
-# Elements of a set or map of nftables, a line each: elements NAME FAMILY TABLE. None if there is no such thing.
+# Elements of a set of nftables, a line each: elements NAME FAMILY TABLE. None if there is no such thing.
 elements() {
-    { nft list set "$2" "$3" "$1" || nft list map "$2" "$3" "$1" || true; } 2>/dev/null | tr -d '\n\t' |
+    { nft list set "$2" "$3" "$1" || true; } 2>/dev/null | tr -d '\n\t' |
         sed -nE 's/.*elements = \{ *([^}]*[^ }]) *\}.*/\1\n/p' | sed -E '/^$/d; s/, */\n/g'
 }
 
@@ -132,8 +132,9 @@ rules() {
         rest=$("$save" -t nat 2>/dev/null) || continue
         sed -nE "/^-A .*CNI-/{s/ -m comment --comment (\"([^\"\\\\]|\\\\.)*\"|[^ ]+)//;s/^/${save%-save} -t nat /p}" <<<"$rest"
     done
-    for rest in masquerade_ipv4 masquerade_ipv6; do
-        elements "$rest" inet bridgehead | sed "s/^/$rest: /"
+    # In nftables, the pods of a subnet are elements of a set.
+    for rest in $(nft list sets inet 2>/dev/null | grep -oE 'pods_[^ ]+'); do
+        elements "$rest" inet bridgehead | sed "s|^|$rest: |"
     done
 }
 
