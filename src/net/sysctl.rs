@@ -1,10 +1,17 @@
 //! Sysctls under /proc/sys/net, of the network namespace that the calling thread is in.
 
 use std::fs;
-use std::io::Write;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use nix::unistd;
+
+use super::error::uninterrupted;
 use super::{Error, Result};
+
+/// Room for a value; those that this program sets are numbers.
+const VALUE_BYTES: usize = 64;
 
 /// Path of a sysctl given with slashes: `ipv4/ip_forward`. Interface names may hold dots, so dots are left alone.
 fn path(name: &str) -> PathBuf {
@@ -28,13 +35,22 @@ pub fn boot_id() -> Result<String> {
 /// Gives a sysctl a value; tells whether it had another.
 ///
 /// It is read first: writing a value that is there wakes up whoever listens, and fails where /proc/sys is read-only
-/// although nothing is wrong.
+/// although nothing is wrong. Opening is what costs (the kernel looks up each part of the path anew), so once serves
+/// for both.
 pub fn set(name: &str, value: &str) -> Result<bool> {
-    if read(name)? == value {
+    let failed = |e: std::io::Error| Error::from_io(format!("set sysctl net/{name} to {value}"), &e);
+    let file = match fs::OpenOptions::new().read(true).write(true).open(path(name)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Err(failed(e)),
+        // It cannot be written, which matters only if it must be.
+        Err(e) => return if read(name)? == value { Ok(false) } else { Err(failed(e)) },
+    };
+    let mut had = [0; VALUE_BYTES];
+    let len = uninterrupted(|| unistd::read(&file, &mut had)).map_err(|e| failed(e.into()))?;
+    if had[..len].trim_ascii() == value.as_bytes() {
         return Ok(false);
     }
-    let failed = |e: std::io::Error| Error::from_io(format!("set sysctl net/{name} to {value}"), &e);
-    let mut file = fs::OpenOptions::new().write(true).open(path(name)).map_err(failed)?;
-    file.write_all(value.as_bytes()).map_err(failed)?;
+    // The kernel takes a write for a new value only at the beginning of the file.
+    file.write_all_at(value.as_bytes(), 0).map_err(failed)?;
     Ok(true)
 }
