@@ -117,7 +117,7 @@ impl Bridge {
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         world.forget_host_link(&self.name);
         let Some(found) = world.host_link(&self.name)?.filter(|l| l.kind == "bridge") else { return Ok(()) };
-        if world.has_bridge_alone()? && world.host()?.ports(&found)?.is_empty() {
+        if world.is_bridge_unused("")? {
             world.host()?.execute_one(link::delete(&found)).context("undo the creation of the bridge")?;
         }
         world.forget_host_link(&self.name);

@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A bridge that this call uses, until this is dropped.
 #[derive(Debug)]
 pub struct BridgeUse {
+    bridge: String,
     path: PathBuf,
     lock: Held,
 }
@@ -41,7 +42,12 @@ impl BridgeUse {
             outcome => outcome.map_err(failed)?,
         };
         let lock = Held::take(file, &path, Mode::Shared, Instant::now() + PATIENCE)?;
-        Ok(Self { path, lock })
+        Ok(Self { bridge: bridge.to_owned(), path, lock })
+    }
+
+    /// The name of the bridge.
+    pub fn bridge(&self) -> &str {
+        &self.bridge
     }
 
     /// Whether no other call uses the bridge, nor will before this one has ended.

@@ -6,6 +6,7 @@ use anyhow::bail;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::vlan_gateway::port_name;
 use super::{Ensured, Finding, World, or_undo};
 use crate::net::rtnl::address::{self, Address, DuplicateDetection};
 use crate::net::rtnl::link;
@@ -85,10 +86,10 @@ impl Gateway {
         Ok(vec![Finding::missing(format!("gateway address {} on link {}", self.address, self.link))])
     }
 
-    /// Deletes the address if no pod is on the link, and no other call about to attach one. Only a roll-back does so.
+    /// Deletes the address if the bridge has no pods, and no other call is about to attach one. Only a roll-back does so.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         let Some(found) = world.host_link(&self.link)? else { return Ok(()) };
-        if !world.has_bridge_alone()? || !world.host()?.ports(&found)?.is_empty() {
+        if !world.is_bridge_unused(&port_name(&self.link))? {
             return Ok(());
         }
         match world.host()?.execute_one(address::delete(

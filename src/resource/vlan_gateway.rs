@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::veth::mac_from;
-use super::{Ensured, Finding, World};
+use super::{Ensured, Finding, World, or_undo};
 use crate::net::rtnl::link::{self, VethPair};
 use crate::net::rtnl::vlan::{self, Membership};
 use crate::net::{Mac, sysctl};
@@ -32,6 +32,11 @@ pub fn link_name(bridge: &str, vlan: u16) -> String {
     format!("{bridge}.{vlan}")
 }
 
+/// The name of the other end of such a link, which is the port of the bridge.
+pub fn port_name(link: &str) -> String {
+    format!("veth{}", sha512_hex(&["vlan gateway", link], 8))
+}
+
 impl VlanGateway {
     /// Name of the link.
     pub fn name(&self) -> String {
@@ -45,10 +50,9 @@ impl VlanGateway {
             return Ok(Ensured::Present);
         }
         let bridge = world.existing_host_link(&self.bridge)?;
-        let port_name = format!("veth{}", sha512_hex(&["vlan gateway", &name], 8));
         // The end that is born a port is the bridge's; the peer stays outside and takes the addresses.
         let request = link::create_veth(&VethPair {
-            name: &port_name,
+            name: &port_name(&name),
             mac: mac_from(&["vlan port", &name, &self.mac.to_string()]),
             master: bridge.index,
             mtu: self.mtu,
@@ -56,15 +60,26 @@ impl VlanGateway {
             peer_mac: self.mac,
             peer_netns: None,
         });
-        let ensured = match world.host()?.execute_one(request) {
-            Ok(()) => Ensured::Created,
-            Err(e) if e.errno == Errno::EEXIST => Ensured::Present,
-            Err(e) => return Err(e.into()),
-        };
+        match world.host()?.execute_one(request) {
+            Err(e) if e.errno == Errno::EEXIST => {
+                self.finish(world)?;
+                Ok(Ensured::Present)
+            }
+            made => {
+                let finished = made.map_err(Into::into).and_then(|()| self.finish(world));
+                // Even if the request failed: its acknowledgement may be what was lost.
+                or_undo(finished, || self.remove(world))?;
+                Ok(Ensured::Created)
+            }
+        }
+    }
+
+    fn finish(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        let name = self.name();
         world.forget_host_link(&name);
         let _ = sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0");
         let gateway = world.existing_host_link(&name)?;
-        if let Some(port) = world.host_link(&port_name)? {
+        if let Some(port) = world.host_link(&port_name(&name))? {
             let mut batch = vec![vlan::add(&port, &[(self.vlan..=self.vlan, Membership::Native)])];
             if !self.keep_default {
                 let others: Vec<_> = world
@@ -84,7 +99,7 @@ impl VlanGateway {
         }
         world.host()?.execute_one(link::set_up(&gateway, true))?;
         world.forget_host_link(&name);
-        Ok(ensured)
+        Ok(())
     }
 
     /// Tells whether the link is missing or down.
@@ -98,10 +113,13 @@ impl VlanGateway {
         })
     }
 
-    /// Deletes the link. Only the roll-back of the call that made it does so.
+    /// Deletes the link if the bridge has no pods, and no other call is about to attach one. Only the roll-back of the
+    /// call that made it does so.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         world.forget_host_link(&self.name());
-        if let Some(found) = world.host_link(&self.name())? {
+        if let Some(found) = world.host_link(&self.name())?
+            && world.is_bridge_unused(&port_name(&self.name()))?
+        {
             world.forget_host_link(&self.name());
             world.remove_host_link(&found)?;
         }

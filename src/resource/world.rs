@@ -113,9 +113,16 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Whether what belongs to the bridge of this call may be undone: no other call uses it.
-    pub fn has_bridge_alone(&self) -> anyhow::Result<bool> {
-        Ok(self.bridge_use.as_ref().map_or(Ok(true), BridgeUse::is_the_only_one)?)
+    /// Whether what belongs to the bridge of this call may be undone: it has no port but the one with this name, and
+    /// no other call is about to add one.
+    pub fn is_bridge_unused(&mut self, except: &str) -> anyhow::Result<bool> {
+        let Some(bridge_use) = &self.bridge_use else { return Ok(false) };
+        let name = bridge_use.bridge().to_owned();
+        if !bridge_use.is_the_only_one()? {
+            return Ok(false);
+        }
+        let Some(bridge) = self.host_link(&name)? else { return Ok(true) };
+        Ok(self.host()?.ports(&bridge)?.iter().all(|port| port.name == except))
     }
 
     /// Deletes a link of the host, and with a veth its peer; see [`removal`].
