@@ -176,7 +176,7 @@ lint: ## formatting, clippy, documentation, shell scripts: no warning passes
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' \
 	    cargo doc --workspace --no-deps --locked --document-private-items
 	@if command -v shellcheck >/dev/null; then \
-	    shellcheck demo/private-host demo/run.sh test-configs/attach-each tests/install .ci/run; \
+	    shellcheck demo/private-host demo/run.sh test-configs/attach-each tests/install vm/base vm/init vm/run .ci/run; \
 	else \
 	    echo "There is no shellcheck here; the shell scripts were not looked at."; \
 	fi

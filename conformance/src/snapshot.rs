@@ -151,7 +151,7 @@ fn network(pod: &Pod, name: &str, lines: &mut BTreeSet<String>) -> Result<()> {
             let text = route.to_string();
             // Those of table `local` follow from the addresses, and, like the kernel's own for link-local and
             // multicast, come late.
-            let kernels = text.contains("\"fe80:") || text.contains("\"ff00::") || text.contains("linkdown");
+            let kernels = text.contains("\"fe80:") || text.contains("\"ff00::");
             if route["table"] != "local" && !kernels {
                 lines.insert(format!(
                     "{name}: route {} table {} dev {} via {}",

@@ -28,6 +28,7 @@ impl Bridge {
     /// Makes the bridge, or adopts the one that is there.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
         if let Some(found) = world.host_link(&self.name)? {
+            self.adopt(&found, world)?;
             self.finish(&found, world)?;
             return Ok(Ensured::Present);
         }
@@ -47,9 +48,26 @@ impl Bridge {
         }
     }
 
-    fn finish_new(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+    /// A bridge that somebody else made may still take the MAC of its lowest port, and change it as pods come and go;
+    /// and it may listen to router advertisements of pods. Both are settled once.
+    fn adopt(&self, found: &link::Link, world: &mut World<'_>) -> anyhow::Result<()> {
+        if found.kind != "bridge" || link::has_mac_of_its_own(found) {
+            return Ok(());
+        }
+        if let Some(mac) = found.mac {
+            world.host()?.execute_one(link::set_mac(found, mac))?;
+        }
+        self.ignore_advertisements();
+        Ok(())
+    }
+
+    fn ignore_advertisements(&self) {
         // A host without IPv6 does not have the sysctl, and no use for it.
         let _ = sysctl::set(&format!("ipv6/conf/{}/accept_ra", self.name), "0");
+    }
+
+    fn finish_new(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        self.ignore_advertisements();
         let found = world.existing_host_link(&self.name)?;
         self.finish(&found, world)
     }

@@ -105,10 +105,6 @@ impl Gateway {
 
 /// What follows the first address on a link.
 fn finish(found: &link::Link, conflicts: &[Prefix], world: &mut World<'_>) -> anyhow::Result<()> {
-    // An adopted bridge may still take the MAC of its lowest port. Given its own address, it keeps it.
-    if let Some(mac) = found.mac {
-        world.host()?.execute_one(link::set_mac(found, mac))?;
-    }
     if !conflicts.is_empty() && world.host()?.ports(found)?.is_empty() {
         let outdated =
             conflicts.iter().map(|p| address::delete(found, p.address(), p.prefix_len())).collect();

@@ -20,6 +20,7 @@ cases! {
         an_existing_bridge_is_used;
         the_mac_of_the_bridge_does_not_change;
         the_mac_of_a_layer_2_bridge_does_not_change;
+        the_mac_of_an_adopted_bridge_does_not_change;
         the_mtu_is_that_of_bridge_and_pair;
         two_interfaces_of_a_container;
         the_longest_name_works;
@@ -168,6 +169,13 @@ fn the_mac_of_the_bridge_does_not_change(host: &Sandbox) -> Result<()> {
 }
 
 fn the_mac_of_a_layer_2_bridge_does_not_change(host: &Sandbox) -> Result<()> {
+    bridge_mac_is_stable(host, &json!({}))
+}
+
+/// A bridge that nobody gave a MAC takes the lowest of its ports', unless who uses it gives it one.
+fn the_mac_of_an_adopted_bridge_does_not_change(host: &Sandbox) -> Result<()> {
+    host.ip_set("link add cni0 type bridge")?;
+    host.ip_set("link set cni0 up")?;
     bridge_mac_is_stable(host, &json!({}))
 }
 

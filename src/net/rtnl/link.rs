@@ -145,8 +145,8 @@ pub struct VethPair<'a> {
     pub peer_netns: Option<&'a Netns>,
 }
 
-/// The request for a bridge, which is born down. The MAC is pinned: without one, the bridge would take the lowest of
-/// its ports', and change it as pods come and go.
+/// The request for a bridge, which is born up. The MAC is its own: without one, the bridge would take the lowest of its
+/// ports', and change it as pods come and go.
 pub fn create_bridge(name: &str, mac: Mac, mtu: Option<u32>, vlan_filtering: bool) -> Message {
     let mut builder = LinkBridge::new(name).address(mac.0.to_vec());
     if let Some(mtu) = mtu {
@@ -198,9 +198,13 @@ pub fn set_promiscuous(link: &Link) -> Message {
     )
 }
 
-/// The request that makes a bridge filter VLANs.
+/// The request that makes a bridge filter VLANs. It has no name in it: older kernels (6.1) refuse one on a link that
+/// is up (EBUSY), even its own.
 pub fn set_vlan_filtering(bridge: &Link) -> Message {
-    let message = LinkBridge::new(&bridge.name).index(bridge.index).vlan_filtering(true).build();
+    let message = LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge)
+        .index(bridge.index)
+        .vlan_filtering(true)
+        .build();
     change(format!("make bridge {} filter VLANs", bridge.name), message)
 }
 
@@ -218,6 +222,13 @@ pub fn set_mac(link: &Link, mac: Mac) -> Message {
         format!("set MAC address of link {}", link.name),
         LinkUnspec::new_with_index(link.index).address(mac.0.to_vec()).build(),
     )
+}
+
+/// Whether somebody has given a link of the host its MAC address (`NET_ADDR_SET` of linux/netdevice.h). rtnetlink does
+/// not tell; where /sys does not either, the answer is no.
+pub fn has_mac_of_its_own(link: &Link) -> bool {
+    let path = format!("/sys/class/net/{}/addr_assign_type", link.name);
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "3")
 }
 
 /// The request that sets the flags of a bridge port.
