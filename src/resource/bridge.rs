@@ -34,6 +34,7 @@ impl Bridge {
         }
         let request = link::create_bridge(&self.name, self.mac, self.mtu, self.vlan_filtering);
         match world.host()?.execute_one(request) {
+            Err(e) if e.errno == Errno::EOPNOTSUPP && self.vlan_filtering => Err(filters_no_vlans().into()),
             // Another pod's ADD was faster.
             Err(e) if e.errno == Errno::EEXIST => {
                 self.finish_new(world)?;
@@ -94,15 +95,15 @@ impl Bridge {
             return Ok(());
         }
         for answer in world.host()?.execute(changes)? {
-            answer?;
+            match answer {
+                Err(e) if e.errno == Errno::EOPNOTSUPP && self.vlan_filtering => bail!(filters_no_vlans()),
+                answer => answer?,
+            }
         }
         world.forget_host_link(&self.name);
-        // A kernel without the feature does not refuse the attribute, it passes over it.
+        // Some kernels without the feature do not refuse the attribute, but pass over it.
         if self.vlan_filtering && !world.existing_host_link(&self.name)?.vlan_filtering {
-            bail!(CniError::new(
-                Code::MissingFeature,
-                "vlan, vlanTrunk: this kernel has no bridge VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING)",
-            ));
+            bail!(filters_no_vlans());
         }
         Ok(())
     }
@@ -141,4 +142,11 @@ impl Bridge {
         world.forget_host_link(&self.name);
         Ok(())
     }
+}
+
+fn filters_no_vlans() -> CniError {
+    CniError::new(
+        Code::MissingFeature,
+        "vlan, vlanTrunk: this kernel has no VLAN filtering for bridges (CONFIG_BRIDGE_VLAN_FILTERING)",
+    )
 }

@@ -73,6 +73,12 @@ pub(super) fn name_of(command: Command) -> &'static str {
 impl Asked {
     /// Reads the arguments that follow the program's name.
     pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, Misuse> {
+        let mut args = args.into_iter().peekable();
+        // Who asks nothing wants to know what there is to ask. Nomad executes every file of a plugin directory so, and
+        // takes a failure for a broken plugin.
+        if args.peek().is_none() {
+            return Ok(Self::Help(None));
+        }
         let mut draft = Draft::default();
         let mut parser = lexopt::Parser::from_args(args);
         match draft.read(&mut parser) {
@@ -232,6 +238,7 @@ mod tests {
         for (line, asked) in [
             ("--help", Asked::Help(None)),
             ("help", Asked::Help(None)),
+            ("", Asked::Help(None)),
             ("-h", Asked::Help(None)),
             ("gc --help", Asked::Help(Some(Command::Gc))),
             ("help del", Asked::Help(Some(Command::Del))),
@@ -254,7 +261,7 @@ mod tests {
     #[test]
     fn misuse_is_told() {
         for (line, text) in [
-            ("", "no command is given"),
+            ("--timeout 5", "no command is given"),
             ("ad net web", r#"there is no command "ad"; there are add, check"#),
             ("add", "the name of a network is missing"),
             ("add net", "the network namespace is missing"),

@@ -42,7 +42,9 @@ pub(crate) enum Deletion {
 pub(crate) enum Outcome {
     /// All calls succeeded.
     Done(Batch),
-    /// The suite has not what the scenario needs, for this reason.
+    /// The suite does not have this plugin of the scenario, which is no fault of those that it has.
+    Absent(String),
+    /// The suite cannot do what the scenario asks for, for this reason.
     Unable(String),
 }
 
@@ -72,7 +74,7 @@ pub(crate) fn run(suite: &Suite, scenario: &Scenario, pods: usize, at_once: usiz
         Workload::Startup(plugin) => {
             let program = suite.program(plugin);
             if !program.is_file() {
-                return Ok(Outcome::Unable(format!("there is no {plugin}")));
+                return Ok(Outcome::Absent(plugin.to_string()));
             }
             let call = version(&program);
             let add = (0..pods).map(|_| startup(&call)).collect::<Result<_>>()?;
@@ -87,7 +89,7 @@ pub(crate) fn run(suite: &Suite, scenario: &Scenario, pods: usize, at_once: usiz
         Workload::Attachments { chain, nat, reservations } => {
             let chain = Chain { suite, plugins: chain };
             if let Some(plugin) = chain.missing() {
-                return Ok(Outcome::Unable(format!("there is no {plugin}")));
+                return Ok(Outcome::Absent(plugin.to_string()));
             }
             Host::within(pods + 1, |host| {
                 host.reserve(NETWORK, SUBNET, *reservations)?;

@@ -121,12 +121,13 @@ fn bench(options: &Options) -> Result<ExitCode> {
 /// Measures one scenario on all suites, in turns.
 fn measure(scenario: &Scenario, suites: &[Suite], options: &Options, report: &mut Report) -> Result<()> {
     let mut unable: Vec<Option<String>> = vec![None; suites.len()];
+    let mut absent: Vec<Option<String>> = vec![None; suites.len()];
     let mut deletions = vec![Deletion::Works; suites.len()];
     for &at_once in scenario.at_once {
         let mut batches: Vec<Vec<Batch>> = vec![Vec::new(); suites.len()];
         for round in 1..=options.rounds {
             for (index, suite) in suites.iter().enumerate() {
-                if unable[index].is_some() {
+                if unable[index].is_some() || absent[index].is_some() {
                     continue;
                 }
                 eprintln!("{}, {at_once} at once, round {round}: {}", scenario.name, suite.label);
@@ -135,6 +136,7 @@ fn measure(scenario: &Scenario, suites: &[Suite], options: &Options, report: &mu
                         deletions[index] = batch.deletion.clone();
                         batches[index].push(batch);
                     }
+                    Outcome::Absent(plugin) => absent[index] = Some(plugin),
                     Outcome::Unable(reason) => unable[index] = Some(reason),
                 }
             }
@@ -142,7 +144,14 @@ fn measure(scenario: &Scenario, suites: &[Suite], options: &Options, report: &mu
         report.push(Measured { scenario: scenario.name, verbs: scenario.workload.verbs(), at_once, batches });
     }
     let mut probes = Vec::with_capacity(suites.len());
-    for (suite, (unable, deletion)) in suites.iter().zip(unable.into_iter().zip(deletions)) {
+    for (index, (suite, (unable, deletion))) in
+        suites.iter().zip(unable.into_iter().zip(deletions)).enumerate()
+    {
+        if let Some(plugin) = &absent[index] {
+            probes.push(None);
+            report.remark(suite.label, format!("has no {plugin}, and so no {}", scenario.name));
+            continue;
+        }
         match unable {
             None => probes.push(Some(batch::probe(suite, scenario, &deletion)?)),
             Some(reason) => {

@@ -31,6 +31,7 @@ pub(crate) struct Report {
     measured: Vec<Measured>,
     probes: Vec<(&'static str, Vec<Option<Probe>>)>,
     shortcomings: Vec<(&'static str, String)>,
+    remarks: Vec<(&'static str, String)>,
 }
 
 impl Report {
@@ -48,6 +49,7 @@ impl Report {
             measured: Vec::new(),
             probes: Vec::new(),
             shortcomings: Vec::new(),
+            remarks: Vec::new(),
         }
     }
 
@@ -64,6 +66,11 @@ impl Report {
     /// Adds what this suite could not do.
     pub(crate) fn shortcoming(&mut self, label: &'static str, text: String) {
         self.shortcomings.push((label, text));
+    }
+
+    /// Adds what is to be known about this suite and is no fault of it.
+    pub(crate) fn remark(&mut self, label: &'static str, text: String) {
+        self.remarks.push((label, text));
     }
 
     /// Whether the first suite, the one under measurement, did everything.
@@ -254,7 +261,7 @@ impl fmt::Display for Report {
             let count = all().count();
             writeln!(f, "- {busy} of {count} batches began while something else ran on the machine.")?;
         }
-        for (label, text) in &self.shortcomings {
+        for (label, text) in self.remarks.iter().chain(&self.shortcomings) {
             // Further lines are indented, so that they stay in this item of the list.
             writeln!(f, "- {label} {}", text.trim_end().replace('\n', "\n  "))?;
         }
