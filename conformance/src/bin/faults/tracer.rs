@@ -27,7 +27,7 @@ use crate::registers;
 pub(crate) const PROGRAM: &str = "FAULTS_PROGRAM";
 /// File that the points are written to: all, or where a fault is injected, that one.
 pub(crate) const LOG: &str = "FAULTS_LOG";
-/// `process.number` of the point where a fault is injected.
+/// The point where a fault is injected, [encoded](Point::encode).
 pub(crate) const POINT: &str = "FAULTS_POINT";
 /// The fault's injection as [`encode`]d.
 pub(crate) const INJECTION: &str = "FAULTS_INJECTION";
@@ -61,12 +61,7 @@ pub(crate) fn run() -> Result<i32> {
     let log = variable(LOG).context("no log")?;
     let target = match (variable(POINT), variable(INJECTION)) {
         (Some(point), Some(injection)) => {
-            let (process, number) = point.split_once('.').context("no point")?;
-            Some(Target {
-                process: process.parse()?,
-                number: number.parse()?,
-                injection: decode(&injection)?,
-            })
+            Some(Target { point: Point::decode(&point)?, injection: decode(&injection)? })
         }
         _ => None,
     };
@@ -99,8 +94,7 @@ pub(crate) fn run() -> Result<i32> {
 
 /// Where a fault is injected.
 struct Target {
-    process: usize,
-    number: usize,
+    point: Point,
     injection: Injection,
 }
 
@@ -216,9 +210,12 @@ impl Tracer {
         let process = thread.process;
         self.counts[process] += 1;
         let number = self.counts[process];
-        match &self.target {
-            Some(target) if (target.process, target.number) != (process, number) => return Ok(()),
-            _ => {}
+        // If it is another call now, the kernel answered otherwise than before, and the program goes another way.
+        let is_meant = |target: &Target| {
+            (target.point.process, target.point.number) == (process, number) && target.point.call == call.name
+        };
+        if self.target.as_ref().is_some_and(|target| !is_meant(target)) {
+            return Ok(());
         }
         let point =
             Point { process, number, call: call.name.to_owned(), about: about(pid, call, &arguments) };

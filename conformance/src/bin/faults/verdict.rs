@@ -104,9 +104,8 @@ impl<'a> Stage<'a> {
             .env(tracer::PROGRAM, &program.to_string_lossy())
             .env(tracer::LOG, &log);
         if let Some((point, injection)) = fault {
-            call = call
-                .env(tracer::POINT, &format!("{}.{}", point.process, point.number))
-                .env(tracer::INJECTION, &tracer::encode(injection));
+            call =
+                call.env(tracer::POINT, &point.encode()).env(tracer::INJECTION, &tracer::encode(injection));
         }
         let answer = call.run(self.host)?;
         let points =
@@ -180,12 +179,11 @@ pub(crate) fn judge(
         }
     };
     let (answer, hit) = stage.traced(&call, Some((point, injection)))?;
-    let about = |kept: Kept| {
-        // Which system call it was is only the same if the program ran the same way up to there.
-        if hit.iter().any(|hit| hit.call == point.call) { Ok(kept) } else { Ok(Kept::Missed) }
-    };
     if answer.status() == Some(tracer::HANG) {
         bail!("hangs: {}", answer.stderr());
+    }
+    if hit.is_empty() {
+        return Ok(Kept::Missed);
     }
     let said =
         || format!("it ended with {:?} and said {}{}", answer.status(), answer.stdout(), answer.stderr());
@@ -195,19 +193,19 @@ pub(crate) fn judge(
             cleaning.run(host)?.silence().context("DEL after the kill")?;
             stage.is_gone(&before, baseline).context("after the kill and DEL")?;
             stage.can_be_added()?;
-            about(Kept::Recovered)
+            Ok(Kept::Recovered)
         }
         (Some(0), Verb::Add) => {
             let result = answer.result()?;
             stage.works(&result).context("although ADD succeeded")?;
             stage.call.del().prev(&result).run(host)?.silence().context("DEL after ADD succeeded")?;
             stage.is_gone(&before, baseline).context("after ADD succeeded and DEL")?;
-            about(Kept::Tolerated)
+            Ok(Kept::Tolerated)
         }
         (Some(0), Verb::Del) => {
             answer.silence()?;
             stage.is_gone(&before, baseline).context("although DEL succeeded")?;
-            about(Kept::Tolerated)
+            Ok(Kept::Tolerated)
         }
         (Some(_), _) if fault == Fault::Interruption => bail!("not tolerated: {}", said()),
         (Some(_), Verb::Add) => {
@@ -218,7 +216,7 @@ pub(crate) fn judge(
             let restored = soon(|| stage.snapshot()?.nothing_beyond(&before, &shared));
             restored.with_context(|| format!("after ADD failed ({})", refusal.text()))?;
             stage.can_be_added()?;
-            about(Kept::Refused)
+            Ok(Kept::Refused)
         }
         (Some(_), Verb::Del) => {
             let refusal = answer.refusal()?;
@@ -226,7 +224,7 @@ pub(crate) fn judge(
             again.with_context(|| format!("the DEL after the failed one ({})", refusal.text()))?;
             let gone = stage.is_gone(&before, baseline);
             gone.with_context(|| format!("after the second DEL (the first: {})", refusal.text()))?;
-            about(Kept::Refused)
+            Ok(Kept::Refused)
         }
     }
 }
