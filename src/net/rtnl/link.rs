@@ -162,8 +162,8 @@ pub fn create_bridge(name: &str, mac: Mac, mtu: Option<u32>, vlan_filtering: boo
 /// costs a wait for RCU, and renaming races with udev. The first end is born up; the kernel refuses that of the
 /// second (ENOTCONN: the two are not linked yet).
 pub fn create_veth(pair: &VethPair<'_>) -> Message {
-    let mut peer = LinkUnspec::new_with_name(pair.peer_name).address(pair.peer_mac.0.to_vec());
-    let mut builder = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
+    let mut peer = one_queue(LinkUnspec::new_with_name(pair.peer_name)).address(pair.peer_mac.0.to_vec());
+    let mut builder = one_queue(LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth))
         .name(pair.name)
         .address(pair.mac.0.to_vec())
         .controller(pair.master)
@@ -177,6 +177,15 @@ pub fn create_veth(pair: &VethPair<'_>) -> Message {
     }
     let message = builder.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build()))).build();
     create(format!("create veth pair {} and {}", pair.name, pair.peer_name), message)
+}
+
+/// One queue each way, which is what a veth uses. Left to itself, the kernel makes one for each processor, puts all but
+/// the first out of use (`veth_init_queues`, drivers/net/veth.c), and waits for RCU over it with RTNL held, for both
+/// ends.
+fn one_queue(builder: LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec> {
+    builder
+        .append_extra_attribute(LinkAttribute::NumTxQueues(1))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(1))
 }
 
 fn create(deed: String, link: LinkMessage) -> Message {
