@@ -103,9 +103,10 @@ impl Gateway {
     }
 }
 
-/// What follows the first address on a link.
+/// What follows a new address on a link: those that it replaces go, if no pod can have them as its gateway. Only a
+/// bridge tells that, by having no ports. The link of a VLAN does not, so there the old ones stay.
 fn finish(found: &link::Link, conflicts: &[Prefix], world: &mut World<'_>) -> anyhow::Result<()> {
-    if !conflicts.is_empty() && world.host()?.ports(found)?.is_empty() {
+    if !conflicts.is_empty() && found.kind == "bridge" && world.host()?.ports(found)?.is_empty() {
         let outdated =
             conflicts.iter().map(|p| address::delete(found, p.address(), p.prefix_len())).collect();
         for answer in world.host()?.execute(outdated)? {

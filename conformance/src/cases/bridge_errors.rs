@@ -32,6 +32,7 @@ cases! {
         the_default_vlan_is_kept_on_request needs [Need::VlanFiltering];
         the_gateway_of_a_vlan_is_a_link_of_its_own needs [Need::VlanFiltering];
         the_port_of_the_gateway_is_in_the_vlan needs [Need::VlanFiltering];
+        a_forced_gateway_of_a_vlan_leaves_that_of_living_pods needs [Need::VlanFiltering];
         a_vlan_is_refused_where_bridges_do_not_filter;
     }
 }
@@ -254,6 +255,18 @@ fn the_port_of_the_gateway_is_in_the_vlan(host: &Sandbox) -> Result<()> {
         one.del(host)?;
     }
     Ok(())
+}
+
+fn a_forced_gateway_of_a_vlan_leaves_that_of_living_pods(host: &Sandbox) -> Result<()> {
+    let one = Attachment::new(host, "a", with(gateway4(), json!({"vlan": 100})))?;
+    let ipam = json!({"type": "host-local", "ranges": [[{"subnet": "10.21.0.0/24"}]]});
+    let moved = json!({"vlan": 100, "forceAddress": true, "name": "moved", "ipam": ipam});
+    Attachment::new(host, "b", with(gateway4(), moved))?;
+    let addresses = host.addresses("cni0.100")?;
+    for gateway in ["10.20.0.1/24", "10.21.0.1/24"] {
+        holds(addresses.iter().any(|have| have == gateway), format!("{gateway} is not among {addresses:?}"))?;
+    }
+    one.pod.ping("10.20.0.1")
 }
 
 fn a_vlan_is_refused_where_bridges_do_not_filter(host: &Sandbox) -> Result<()> {
