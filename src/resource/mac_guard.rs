@@ -104,7 +104,9 @@ impl MacGuard {
     fn ensure_with(&self, nft: &mut Nft) -> Result<Ensured> {
         let ensured = repeat_if_overtaken(|| {
             let mut transaction = Transaction::new();
-            if !nft.has_chain(CHAIN)? {
+            // The rules are two, however many pods there are. Somebody may have flushed the chain.
+            let found = nft.rules(CHAIN)?;
+            if !rules().iter().all(|wanted| found.iter().any(|rule| rule.consists_of(wanted))) {
                 add_skeleton(&mut transaction);
             }
             for (set, wanted) in self.elements() {

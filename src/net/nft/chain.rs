@@ -86,6 +86,27 @@ pub struct Base {
     pub priority: i32,
 }
 
+impl Table<'_> {
+    pub(super) fn chains_wanted(self) -> NfTablesMessage {
+        NfTablesMessage::GetChain(ChainMessage {
+            attributes: vec![ChainAttribute::Table(self.name.to_owned())],
+        })
+    }
+}
+
+/// The names of table and chain in the attributes of a chain; `None` where they cannot be read.
+pub(super) fn parse_names(attributes: &[u8]) -> Option<(String, String)> {
+    let (mut table, mut chain) = (None, None);
+    for attribute in ChainMessage::parse(attributes).ok()?.attributes {
+        match attribute {
+            ChainAttribute::Table(name) => table = Some(name),
+            ChainAttribute::Name(name) => chain = Some(name),
+            _ => {}
+        }
+    }
+    Some((table?, chain?))
+}
+
 impl Chain<'_> {
     fn naming(self) -> Vec<ChainAttribute> {
         vec![ChainAttribute::Table(self.table.name.to_owned()), ChainAttribute::Name(self.name.to_owned())]

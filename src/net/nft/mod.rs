@@ -19,8 +19,8 @@ pub mod verdict;
 
 use std::time::Duration;
 
-use netlink_packet_core::DefaultNla;
-use netlink_packet_netfilter::nftables::NfTablesMessage;
+use netlink_packet_core::{DefaultNla, Parseable};
+use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage, NfTablesMessage};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterSubsystem,
 };
@@ -33,7 +33,7 @@ pub use expr::Expr;
 pub use rule::Rule;
 pub use set::{Carries, Element, KeyType, Set};
 pub use table::{Family, Table};
-pub use transaction::{Transaction, repeat_if_overtaken};
+pub use transaction::{Generation, Transaction, repeat_if_overtaken};
 pub use verdict::Verdict;
 
 /// `NETLINK_NETFILTER` (linux/netlink.h).
@@ -104,6 +104,19 @@ impl Nft {
         if let Err(e) = closed {
             log::debug!("an nf_tables connection is closed at once: {e}");
         }
+    }
+
+    /// Which state of all tables of the namespace this is: the kernel counts the transactions.
+    pub fn generation(&mut self) -> Result<Generation> {
+        let deed = "ask for the generation of nf_tables";
+        let wanted = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
+        let answer = self.socket.get(request(deed.to_owned(), Family::Inet, wanted))?;
+        parsed(deed, &answer.unwrap_or_default(), |attributes| {
+            GenMessage::parse(attributes).ok()?.attributes.into_iter().find_map(|attribute| match attribute {
+                GenAttribute::Id(number) => Some(Generation(number)),
+                _ => None,
+            })
+        })
     }
 
     /// Whether a chain is there.
@@ -195,6 +208,16 @@ impl Nft {
             Err(e) if matches!(e.errno, Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    /// The names of a table's chains; none where it is not there.
+    pub fn chain_names(&mut self, table: Table) -> Result<Vec<String>> {
+        let deed = format!("list the chains of {table}");
+        let bodies = self.list(&deed, table.family, table.chains_wanted())?;
+        // The kernel lists those of all tables of a family.
+        let names = bodies.iter().map(|body| parsed(&deed, body, chain::parse_names));
+        let names: Vec<(String, String)> = names.collect::<Result<_>>()?;
+        Ok(names.into_iter().filter(|(of, _)| of == table.name).map(|(_, name)| name).collect())
     }
 
     fn list(&mut self, deed: &str, family: Family, message: NfTablesMessage) -> Result<Vec<Vec<u8>>> {

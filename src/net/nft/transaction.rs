@@ -1,5 +1,6 @@
 //! Changes that take effect together or not at all.
 
+use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -20,19 +21,35 @@ const NLM_F_APPEND: u16 = 0x800;
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h).
 const SUBSYSTEM: u16 = 10;
 
+/// The opening bracket of a batch, and its attribute with a generation (linux/netfilter/nfnetlink.h).
+const NFNL_MSG_BATCH_BEGIN: u8 = 16;
+const NFNL_BATCH_GENID: u16 = 1;
+
 /// How often a change is tried that somebody else's came before.
 const TRIES: usize = 3;
 
+/// How often a change is tried that any other change would make fail. Unlike others, that failure costs nothing.
+const TRIES_OF_GENERATION: usize = 100;
+
 /// Asks and changes, and once more if what was asked about changed in between: an object vanished, or appeared.
 pub fn repeat_if_overtaken<T>(mut ask_and_change: impl FnMut() -> Result<T>) -> Result<T> {
-    for _ in 1..TRIES {
+    let (mut overtaken, mut outdated) = (1, 1);
+    loop {
         match ask_and_change() {
-            Err(e) if matches!(e.errno, Errno::EEXIST | Errno::ENOENT | Errno::EBUSY) => {}
+            Err(e)
+                if overtaken < TRIES && matches!(e.errno, Errno::EEXIST | Errno::ENOENT | Errno::EBUSY) =>
+            {
+                overtaken += 1;
+            }
+            Err(e) if outdated < TRIES_OF_GENERATION && e.errno == Errno::ERESTART => outdated += 1,
             answer => return answer,
         }
     }
-    ask_and_change()
 }
+
+/// A state of all tables of a namespace, from one transaction to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation(pub(super) u32);
 
 #[derive(Clone, Debug)]
 struct Step {
@@ -51,6 +68,7 @@ struct Step {
 pub struct Transaction {
     steps: Vec<Step>,
     sets: u32,
+    generation: Option<Generation>,
 }
 
 impl Transaction {
@@ -68,6 +86,12 @@ impl Transaction {
     pub fn deletes(&self) -> bool {
         // What adds carries the flag to create, and nothing else does.
         self.steps.iter().any(|step| step.flags & NLM_F_CREATE == 0)
+    }
+
+    /// Lets it fail (`ERESTART`) if anything has changed since a generation. That is for changes that are only right
+    /// as long as something is not there, of which the kernel takes a second one: a rule.
+    pub fn only_in(&mut self, generation: Generation) {
+        self.generation = Some(generation);
     }
 
     fn step(&mut self, deed: String, flags: u16, family: Family, message: NfTablesMessage) {
@@ -163,7 +187,14 @@ impl Transaction {
             steps => steps.iter().map(|s| s.deed.as_str()).collect::<Vec<_>>().join(", "),
         };
         let mut messages = Vec::with_capacity(self.steps.len() + 2);
-        messages.push(Message::unacknowledged(deed, 0, bracket(ControlMessage::BatchBegin)));
+        let begin = match self.generation {
+            None => ControlMessage::BatchBegin,
+            Some(Generation(number)) => ControlMessage::Other {
+                message_type: NFNL_MSG_BATCH_BEGIN,
+                attributes: vec![DefaultNla::new(NFNL_BATCH_GENID, number.to_be_bytes().to_vec())],
+            },
+        };
+        messages.push(Message::unacknowledged(deed, 0, bracket(begin)));
         let last = self.steps.len().saturating_sub(1);
         for (index, step) in self.steps.into_iter().enumerate() {
             let header = NetfilterHeader::new(step.family.number(), 0, 0);

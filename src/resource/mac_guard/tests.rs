@@ -120,3 +120,23 @@ fn all_pods_are_made_and_removed_at_once() {
     at_once(&|pod, nft| pod.remove_with(nft).unwrap());
     assert!(!run("nft list ruleset").contains("elements"));
 }
+
+#[test]
+fn flushed_rules_are_put_back() {
+    private_namespace();
+    let mut nft = Nft::open().unwrap();
+    let pod = guard("abc", "veth0", "02:00:00:00:00:01");
+    pod.ensure_with(&mut nft).unwrap();
+    let whole = run("nft -s list ruleset");
+    for loss in [
+        "nft flush chain bridge bridgehead guard",
+        "nft flush set bridge bridgehead guarded",
+        "nft 'flush chain bridge bridgehead guard; add rule bridge bridgehead guard iifname @guarded_ports drop'",
+        "nft flush ruleset",
+    ] {
+        run(loss);
+        assert_eq!(pod.ensure_with(&mut nft).unwrap(), Ensured::Created, "{loss}");
+        assert_eq!(run("nft -s list ruleset"), whole, "{loss}");
+        assert_eq!(pod.ensure_with(&mut nft).unwrap(), Ensured::Present, "{loss}");
+    }
+}

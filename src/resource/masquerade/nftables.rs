@@ -80,12 +80,12 @@ fn element(owner: &Owner, source: Prefix) -> Element {
     }
 }
 
-/// Only asks for the elements and, where one is missing, for its set. A set whose rule somebody took away is not
-/// noticed here, since the chain would have to be read for it: that is left to [`observe`].
+/// Asks for the elements, and reads the chain: it has a rule per subnet and none per pod. So it is noticed where
+/// somebody emptied it (`nft flush chain`), and the rule is made again.
 pub(super) fn ensure(nft: &mut Nft, owner: &Owner, sources: &[Prefix]) -> Result<Ensured> {
     repeat_if_overtaken(|| {
         let mut transaction = Transaction::new();
-        let mut made: Vec<String> = Vec::new();
+        prepare_subnets(nft, &mut transaction, sources)?;
         for &source in sources {
             let subnet = Subnet::of(source);
             let wanted = element(owner, source);
@@ -93,11 +93,9 @@ pub(super) fn ensure(nft: &mut Nft, owner: &Owner, sources: &[Prefix]) -> Result
                 Some(found) if found == wanted => continue,
                 // An address has one owner at a time, and the IPAM says that it is this one.
                 Some(_) => transaction.delete_element(subnet.set(), &wanted.key),
-                None if made.contains(&subnet.set_name) || nft.has_set(subnet.set())? => {}
-                None => add_subnet(&mut transaction, &subnet),
+                None => {}
             }
             transaction.add_element(subnet.set(), &wanted);
-            made.push(subnet.set_name);
         }
         let ensured = if transaction.is_empty() { Ensured::Present } else { Ensured::Created };
         nft.commit(transaction)?;
@@ -105,13 +103,50 @@ pub(super) fn ensure(nft: &mut Nft, owner: &Owner, sources: &[Prefix]) -> Result
     })
 }
 
-/// A set and its rule, and what both need. If somebody else has made the set meanwhile, the transaction fails as a
-/// whole: a rule would be there twice.
-fn add_subnet(transaction: &mut Transaction, subnet: &Subnet) {
-    // add table inet bridgehead
-    transaction.add_table(TABLE);
-    // create set inet bridgehead pods_10.1.0.0/16 { type ipv4_addr; }
-    transaction.create_set(subnet.set());
+/// Makes the sets and rules of the sources' subnets that are not there. What has its rule has its set, since a rule
+/// keeps the set that it looks into.
+fn prepare_subnets(nft: &mut Nft, transaction: &mut Transaction, sources: &[Prefix]) -> Result<()> {
+    let lacking = lacking_a_rule(nft, sources)?;
+    let mut has_sets = false;
+    for subnet in &lacking {
+        has_sets |= nft.has_set(subnet.set())?;
+    }
+    if !has_sets {
+        // If somebody else makes the set meanwhile, the transaction fails as a whole: a rule would be there twice.
+        for subnet in &lacking {
+            transaction.add_table(TABLE);
+            // create set inet bridgehead pods_10.1.0.0/16 { type ipv4_addr; }
+            transaction.create_set(subnet.set());
+            add_rule(transaction, subnet);
+        }
+        return Ok(());
+    }
+    // Somebody took the rule and left the set, which then does not keep two from making the rule at once.
+    transaction.only_in(nft.generation()?);
+    for subnet in lacking_a_rule(nft, sources)? {
+        transaction.add_table(TABLE);
+        transaction.add_set(subnet.set());
+        add_rule(transaction, &subnet);
+    }
+    Ok(())
+}
+
+/// The subnets of sources, each once, that the chain has no rule for.
+fn lacking_a_rule(nft: &mut Nft, sources: &[Prefix]) -> Result<Vec<Subnet>> {
+    let rules = nft.rules(ENTRY)?;
+    let mut lacking: Vec<Subnet> = Vec::new();
+    for subnet in sources.iter().copied().map(Subnet::of) {
+        let wanted = subnet.rule();
+        if !lacking.iter().any(|other| other.network == subnet.network)
+            && !rules.iter().any(|rule| rule.consists_of(&wanted))
+        {
+            lacking.push(subnet);
+        }
+    }
+    Ok(lacking)
+}
+
+fn add_rule(transaction: &mut Transaction, subnet: &Subnet) {
     // add chain inet bridgehead postrouting { type nat hook postrouting priority srcnat; policy accept; }
     transaction.add_base_chain(ENTRY, BASE);
     // add rule inet bridgehead postrouting ip saddr @pods_10.1.0.0/16 ...

@@ -128,6 +128,46 @@ fn nftables_notices_what_was_changed() {
 }
 
 #[test]
+fn nftables_puts_rules_back_that_somebody_flushed() {
+    private_namespace();
+    let mut nft = Nft::open().unwrap();
+    let one = masquerade(Backend::Nftables, "one", &BOTH);
+    one.ensure_with(&mut nft).unwrap();
+    let whole = run("nft -s list ruleset");
+    for loss in [
+        "nft flush chain inet bridgehead postrouting",
+        "nft delete chain inet bridgehead postrouting",
+        "nft flush set inet bridgehead pods_10.1.0.0/16",
+        "nft flush ruleset",
+    ] {
+        run(loss);
+        assert_eq!(one.ensure_with(&mut nft).unwrap(), Ensured::Created, "{loss}");
+        assert_eq!(run("nft -s list ruleset"), whole, "{loss}");
+        assert_eq!(one.ensure_with(&mut nft).unwrap(), Ensured::Present, "{loss}");
+    }
+    // The next pod's ADD notices, too.
+    run("nft flush chain inet bridgehead postrouting");
+    masquerade(Backend::Nftables, "two", &["10.1.0.6/16", "fd00:1::6/64"]).ensure_with(&mut nft).unwrap();
+    assert_eq!(names(&one.observe_with(&mut nft).unwrap()), "");
+}
+
+#[test]
+fn nftables_flushed_rules_come_back_once_however_many_put_them_back() {
+    private_namespace();
+    let mut nft = Nft::open().unwrap();
+    masquerade(Backend::Nftables, "one", &BOTH).ensure_with(&mut nft).unwrap();
+    for round in 0..20 {
+        run("nft flush chain inet bridgehead postrouting");
+        at_once(|number, nft| {
+            let sources = [format!("10.1.{round}.{number}/16"), format!("fd00:1::{round}:{number}/64")];
+            let pod = masquerade(Backend::Nftables, &format!("pod{number}"), &[&sources[0], &sources[1]]);
+            pod.ensure_with(nft).unwrap();
+        });
+        assert_eq!(run("nft list ruleset").matches("masquerade").count(), 2);
+    }
+}
+
+#[test]
 fn nftables_an_address_has_the_owner_who_was_last_given_it() {
     private_namespace();
     let mut nft = Nft::open().unwrap();
