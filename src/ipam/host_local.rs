@@ -4,13 +4,16 @@
 //! {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}
 //! ```
 
+use std::fs::OpenOptions;
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::libc;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::directory::{errno_of, state_error};
+use super::directory::{errno_of, read_all, state_error};
 use super::range::{RangeConf, RangeSet, check_sets};
 use super::reservation::Owner;
 use super::resolv_conf;
@@ -187,9 +190,11 @@ impl HostLocal {
 
     fn dns(&self) -> Result<Dns, CniError> {
         let Some(path) = &self.resolv_conf else { return Ok(Dns::default()) };
-        match std::fs::read(path) {
+        // Whatever is there, nobody waits for a pipe, and a device without end is not read to it.
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        match opened.map_err(|error| errno_of(&error)).and_then(|mut file| read_all(&mut file)) {
             Ok(content) => Ok(resolv_conf::parse(&String::from_utf8_lossy(&content))),
-            Err(error) => Err(state_error("read ipam.resolvConf", path, errno_of(&error))),
+            Err(errno) => Err(state_error("read ipam.resolvConf", path, errno)),
         }
     }
 }
@@ -279,6 +284,12 @@ mod tests {
         assert_eq!(parse(&plain, "IP=x").unwrap_err().code, 4);
         let error = parse(&format!(r#"{{{ipam}, "args": {{"cni": {{"ips": ["x"]}}}}}}"#), "").unwrap_err();
         assert!(error.msg.starts_with("args.cni.ips[0]: invalid IP address \"x\""), "{error}");
+    }
+
+    #[test]
+    fn a_resolv_conf_without_end_is_read_to_some_end() {
+        let json = r#"{"name": "n", "ipam": {"subnet": "10.1.0.0/16", "resolvConf": "/dev/zero"}}"#;
+        assert_eq!(parse(json, "").unwrap().dns(), Ok(Dns::default()));
     }
 
     #[test]

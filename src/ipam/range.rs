@@ -3,6 +3,7 @@
 //! Pure: what is taken is the business of [`super::store`]. The rules are those of the Go host-local
 //! (plugins/ipam/host-local/backend/allocator), since both suites may serve the same configuration.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -184,6 +185,7 @@ impl RangeSet {
         key: &str,
     ) -> Result<Self, CniError> {
         let mut ranges: Vec<Range> = Vec::new();
+        let mut apart = Apart::default();
         for (conf, own_key) in confs {
             let range = Range::new(conf, &own_key)?;
             if let Some(first) = ranges.first()
@@ -195,7 +197,7 @@ impl RangeSet {
                     range.subnet, first.subnet
                 )));
             }
-            if let Some(other) = ranges.iter().find(|other| other.overlaps(&range)) {
+            if let Err(Overlap { other, .. }) = apart.insert(range, key) {
                 let msg = format!("{own_key}: range {range} overlaps with {other} of the same range set");
                 return Err(CniError::config(msg));
             }
@@ -278,18 +280,41 @@ pub fn check_sets(sets: &[(String, RangeSet)], version: Version) -> Result<(), C
             return Err(too_many_addresses(version));
         }
     }
-    for (i, (key, set)) in sets.iter().enumerate() {
-        for (other_key, other) in sets.iter().take(i) {
-            for range in &set.ranges {
-                if let Some(same) = other.ranges.iter().find(|same| same.overlaps(range)) {
-                    return Err(CniError::config(format!(
-                        "{key}: range {range} overlaps with {same} of {other_key}"
-                    )));
-                }
+    let mut apart = Apart::default();
+    for (key, set) in sets {
+        for range in &set.ranges {
+            if let Err(Overlap { other, key: other_key }) = apart.insert(*range, key) {
+                let msg = format!("{key}: range {range} overlaps with {other} of {other_key}");
+                return Err(CniError::config(msg));
             }
         }
     }
     Ok(())
+}
+
+/// Ranges that share no address, by family and first address, each with the key that it is known by. To compare each
+/// with each would take seconds for as many as a configuration has room for.
+#[derive(Default)]
+struct Apart<'a>(BTreeMap<(bool, u128), (Range, &'a str)>);
+
+/// A range that is in the way of another.
+struct Overlap<'a> {
+    other: Range,
+    key: &'a str,
+}
+
+impl<'a> Apart<'a> {
+    fn insert(&mut self, range: Range, key: &'a str) -> Result<(), Overlap<'a>> {
+        let place = |address| (range.subnet.is_ipv4(), to_number(address));
+        // Since they share no address, the last that begins before this one's end is the only one that can reach it.
+        match self.0.range(..=place(range.end)).next_back() {
+            Some((_, (other, key))) if other.overlaps(&range) => Err(Overlap { other: *other, key }),
+            _ => {
+                self.0.insert(place(range.start), (range, key));
+                Ok(())
+            }
+        }
+    }
 }
 
 /// The error for more than one address per family where the version has no room for them.
@@ -299,183 +324,4 @@ pub(super) fn too_many_addresses(version: Version) -> CniError {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn conf(subnet: &str, start: &str, end: &str, gateway: &str) -> RangeConf {
-        let address = |s: &str| (!s.is_empty()).then(|| s.parse().unwrap());
-        RangeConf {
-            subnet: Some(subnet.parse().unwrap()),
-            range_start: address(start),
-            range_end: address(end),
-            gateway: address(gateway),
-        }
-    }
-
-    fn set(confs: &[RangeConf]) -> RangeSet {
-        RangeSet::new(confs, "ipam.ranges[0]").unwrap()
-    }
-
-    fn refused(confs: &[RangeConf]) -> String {
-        let error = RangeSet::new(confs, "ipam.ranges[0]").unwrap_err();
-        assert_eq!(error.code, 7);
-        error.msg
-    }
-
-    /// The addresses in order of allocation, gateways left out, as the store walks them.
-    fn order(set: &RangeSet, last: &str) -> Vec<String> {
-        let like = set.ranges()[0].subnet().address();
-        set.stretches_after(last.parse().ok())
-            .iter()
-            .flat_map(|s| (s.first..=s.last).filter(|&n| n != s.gateway()))
-            .map(|n| to_address(n, like).to_string())
-            .collect()
-    }
-
-    #[test]
-    fn defaults() {
-        for (subnet, text, gateway) in [
-            ("192.0.2.0/24", "192.0.2.1-192.0.2.254", "192.0.2.1"),
-            ("192.0.2.128/25", "192.0.2.129-192.0.2.254", "192.0.2.129"),
-            ("2001:db8:1::/64", "2001:db8:1::1-2001:db8:1:0:ffff:ffff:ffff:ffff", "2001:db8:1::1"),
-            ("0.0.0.0/0", "0.0.0.1-255.255.255.254", "0.0.0.1"),
-            ("::/0", "::1-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "::1"),
-        ] {
-            let range = Range::new(&conf(subnet, "", "", ""), "k").unwrap();
-            assert_eq!((range.to_string(), range.gateway().to_string()), (text.into(), gateway.into()));
-        }
-    }
-
-    #[test]
-    fn errors_name_key_value_and_remedy() {
-        assert_eq!(
-            refused(&[conf("192.0.2.12/24", "", "", "")]),
-            "ipam.ranges[0][0].subnet: 192.0.2.12/24 has host bits set; the network is 192.0.2.0/24"
-        );
-        assert!(refused(&[conf("192.0.2.0/31", "", "", "")]).contains("too small"));
-        assert!(refused(&[conf("2001:db8::/127", "", "", "")]).contains("at most 126"));
-        assert!(
-            refused(&[conf("192.0.2.0/24", "192.0.3.1", "", "")])
-                .contains("rangeStart: 192.0.3.1 is not in network 192.0.2.0/24")
-        );
-        assert!(refused(&[conf("192.0.2.0/24", "", "192.0.3.1", "")]).contains("rangeEnd: 192.0.3.1"));
-        assert!(refused(&[conf("192.0.2.0/24", "", "2001:db8::1", "")]).contains("rangeEnd: 2001:db8::1"));
-        assert!(
-            refused(&[conf("192.0.2.0/24", "192.0.2.50", "192.0.2.40", "")])
-                .contains("rangeStart: 192.0.2.50")
-        );
-        assert!(refused(&[conf("192.0.2.0/24", "", "", "2001:db8::1")]).contains("different families"));
-        assert!(refused(&[RangeConf::default()]).contains("subnet: is missing"));
-        assert!(refused(&[]).contains("empty range set"));
-        assert!(
-            refused(&[conf("192.0.2.0/24", "", "", ""), conf("2001:db8::/64", "", "", "")])
-                .contains("mixed address families")
-        );
-        assert!(
-            refused(&[conf("192.0.2.0/24", "", "", ""), conf("192.0.2.128/25", "", "", "")])
-                .contains("overlaps")
-        );
-    }
-
-    #[test]
-    fn a_gateway_may_lie_outside() {
-        let range = Range::new(&conf("192.0.2.0/24", "192.0.2.9", "192.0.2.11", "192.0.9.1"), "k").unwrap();
-        assert_eq!(range.size(), 3);
-    }
-
-    #[test]
-    fn sets_are_checked_together() {
-        let sets = |list: &[&str]| -> Vec<(String, RangeSet)> {
-            list.iter()
-                .enumerate()
-                .map(|(i, s)| (format!("ipam.ranges[{i}]"), set(&[conf(s, "", "", "")])))
-                .collect()
-        };
-        let old = Version::V0_2_0;
-        assert_eq!(check_sets(&[], old).unwrap_err().msg, "no IP ranges specified");
-        check_sets(&sets(&["192.0.2.0/24", "2001:db8::/64"]), old).unwrap();
-        let two = sets(&["192.0.2.0/24", "198.51.100.0/24"]);
-        assert_eq!(
-            check_sets(&two, old).unwrap_err().msg,
-            "CNI version 0.2.0 does not support more than 1 address per family"
-        );
-        check_sets(&two, Version::V0_3_0).unwrap();
-        let error = check_sets(&sets(&["192.0.0.0/16", "192.0.2.0/24"]), Version::V1_0_0).unwrap_err();
-        assert_eq!(
-            error.msg,
-            "ipam.ranges[1]: range 192.0.2.1-192.0.2.254 overlaps with 192.0.0.1-192.0.255.254 of ipam.ranges[0]"
-        );
-    }
-
-    #[test]
-    fn round_robin() {
-        let one = set(&[conf("10.0.0.0/29", "", "", "")]);
-        assert_eq!(order(&one, ""), ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
-        assert_eq!(order(&one, "10.0.0.4"), ["10.0.0.5", "10.0.0.6", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
-        assert_eq!(order(&one, "10.0.0.6"), ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
-        assert_eq!(order(&one, "10.0.9.9"), order(&one, ""));
-        assert_eq!(order(&one, "2001:db8::1"), order(&one, ""));
-        let two = set(&[conf("10.0.0.0/30", "", "", ""), conf("10.0.1.0/29", "10.0.1.3", "10.0.1.5", "")]);
-        assert_eq!(order(&two, "10.0.1.5"), ["10.0.0.2", "10.0.1.3", "10.0.1.4", "10.0.1.5"]);
-        assert_eq!(order(&two, "10.0.1.3"), ["10.0.1.4", "10.0.1.5", "10.0.0.2", "10.0.1.3"]);
-        assert_eq!(order(&two, "10.0.0.2"), ["10.0.1.3", "10.0.1.4", "10.0.1.5", "10.0.0.2"]);
-    }
-
-    proptest! {
-        #[test]
-        fn any_range_is_refused_or_in_order(bits: u128, len in 0u8..=128, start: u128, end: u128, v4: bool) {
-            let like: IpAddr = if v4 { "0.0.0.0".parse().unwrap() } else { "::".parse().unwrap() };
-            let len = if v4 { len % 33 } else { len };
-            let subnet = Prefix::new(to_address(bits, like), len).unwrap().network();
-            let conf = RangeConf {
-                subnet: Some(subnet),
-                range_start: Some(to_address(start, like)).filter(|_| start % 2 == 0),
-                range_end: Some(to_address(end, like)).filter(|_| end % 2 == 0),
-                gateway: None,
-            };
-            if let Ok(range) = Range::new(&conf, "k") {
-                prop_assert!(to_number(range.start) <= to_number(range.end));
-                prop_assert!(subnet.contains(range.start) && subnet.contains(range.end));
-            }
-        }
-
-        #[test]
-        fn every_address_is_tried_once_and_the_last_one_last(
-            offsets in proptest::collection::vec((0u32..40, 1u32..20), 1..4),
-            last in 0u32..300,
-        ) {
-            let confs: Vec<RangeConf> = offsets
-                .iter()
-                .enumerate()
-                .map(|(i, &(start, len))| {
-                    let at = |n: u32| IpAddr::V4((0x0a00_0000 + 100 * i as u32 + n).into());
-                    RangeConf {
-                        subnet: Some("10.0.0.0/16".parse().unwrap()),
-                        range_start: Some(at(start)),
-                        range_end: Some(at(start + len)),
-                        gateway: None,
-                    }
-                })
-                .collect();
-            let set = set(&confs);
-            let last = IpAddr::V4((0x0a00_0000 + last).into());
-            let tried: Vec<IpAddr> = set
-                .stretches_after(Some(last))
-                .iter()
-                .flat_map(|s| s.first..=s.last)
-                .map(|n| to_address(n, last))
-                .collect();
-            let mut sorted = tried.clone();
-            sorted.sort();
-            sorted.dedup();
-            prop_assert_eq!(sorted.len(), tried.len());
-            let offered: u32 = offsets.iter().map(|&(_, len)| len + 1).sum();
-            prop_assert_eq!(tried.len(), offered as usize);
-            if set.range_of(last).is_some() {
-                prop_assert_eq!(tried.last(), Some(&last));
-            }
-        }
-    }
-}
+mod tests;

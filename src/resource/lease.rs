@@ -1,11 +1,12 @@
 //! Addresses from an IPAM: in this process where that is this program too, else from the plugin on `CNI_PATH`.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use log::warn;
 use nix::sys::stat::stat;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Finding, World};
 use crate::ipam::fixed::Static;
@@ -15,6 +16,10 @@ use crate::runtime::invoke;
 use crate::spec::config::ValidAttachments;
 use crate::spec::result::IpConfig;
 use crate::spec::{Attachment, CniError, CniResult, Code, Command, Request};
+
+/// The IPAM plugins that this program is.
+const HOST_LOCAL: &str = "host-local";
+const STATIC: &str = "static";
 
 /// The addresses of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,8 +58,8 @@ impl Lease {
 
     fn from(plugin: &str, request: &Request) -> Self {
         match plugin {
-            "host-local" if is_this_program(plugin, request) => Self::host_local(request),
-            "static" if is_this_program(plugin, request) => Self::fixed(request),
+            HOST_LOCAL if is_this_program(plugin, request) => Self::host_local(request),
+            STATIC if is_this_program(plugin, request) => Self::fixed(request),
             _ => Self::new(request, Source::Delegated { plugin: plugin.to_owned() }),
         }
     }
@@ -88,13 +93,12 @@ impl Lease {
             }
             Source::Static => Ok(Static::parse(&request.config, &request.args()?)?.result()),
             Source::Delegated { plugin } => {
-                let answer =
-                    invoke::delegate(plugin, Command::Add, request, invoke::DEADLINE).inspect_err(|_| {
-                        // It may have got half-way. What it says to this is not what the caller wants to know.
-                        if let Err(e) = invoke::delegate(plugin, Command::Del, request, invoke::DEADLINE) {
-                            warn!("IPAM plugin {plugin}: DEL after its failed ADD: {e}");
-                        }
-                    })?;
+                let answer = delegate(plugin, Command::Add, request).inspect_err(|_| {
+                    // It may have got half-way. What it says to this is not what the caller wants to know.
+                    if let Err(e) = delegate(plugin, Command::Del, request) {
+                        warn!("IPAM plugin {plugin}: DEL after its failed ADD: {e}");
+                    }
+                })?;
                 let what = format!("result of IPAM plugin {plugin}");
                 let Some(answer) = answer else {
                     return Err(CniError::new(Code::Delegate, format!("{what}: there is none")).into());
@@ -118,7 +122,7 @@ impl Lease {
                 Static::parse(&request.config, &request.args()?)?.observe(&given)
             }
             Source::Delegated { plugin } => {
-                invoke::delegate(plugin, Command::Check, request, invoke::DEADLINE)?;
+                delegate(plugin, Command::Check, request)?;
                 Vec::new()
             }
         };
@@ -134,7 +138,7 @@ impl Lease {
             }
             Source::Static => {}
             Source::Delegated { plugin } => {
-                invoke::delegate(plugin, Command::Del, world.request, invoke::DEADLINE)?;
+                delegate(plugin, Command::Del, world.request)?;
             }
         }
         Ok(())
@@ -151,7 +155,7 @@ impl Lease {
             }
             Source::Static => {}
             Source::Delegated { plugin } => {
-                invoke::delegate(plugin, Command::Gc, world.request, invoke::DEADLINE)?;
+                delegate(plugin, Command::Gc, world.request)?;
             }
         }
         Ok(())
@@ -173,7 +177,7 @@ impl Lease {
                 Static::parse(&request.config, &request.args()?)?;
             }
             Source::Delegated { plugin } => {
-                invoke::delegate(plugin, Command::Status, request, invoke::DEADLINE)?;
+                delegate(plugin, Command::Status, request)?;
             }
         }
         Ok(())
@@ -183,11 +187,27 @@ impl Lease {
 /// Whether a plugin of `CNI_PATH` is this very file under another name. One that is not there at all counts as ours,
 /// so that the address of a pod can be given back while the plugin directory is being filled.
 fn is_this_program(plugin: &str, request: &Request) -> bool {
-    match invoke::find(plugin, &request.path) {
-        Ok(found) => match (stat(&found), stat("/proc/self/exe")) {
-            (Ok(found), Ok(own)) => (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino),
-            _ => false,
-        },
-        Err(_) => true,
+    invoke::find(plugin, &request.path).map_or(true, |found| is_this_file(&found))
+}
+
+fn is_this_file(program: &Path) -> bool {
+    match (stat(program), stat("/proc/self/exe")) {
+        (Ok(found), Ok(own)) => (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino),
+        _ => false,
     }
+}
+
+/// Executes another plugin as the IPAM that it is.
+///
+/// If it is this program as another plugin than an IPAM, it is not executed: it would do the same in its turn, and so
+/// on without end. Having given no address it has none to take back.
+fn delegate(plugin: &str, command: Command, request: &Request) -> Result<Option<Value>, CniError> {
+    let is_ipam = matches!(plugin, HOST_LOCAL | STATIC);
+    if !is_ipam && invoke::find(plugin, &request.path).is_ok_and(|found| is_this_file(&found)) {
+        return match command {
+            Command::Del | Command::Gc => Ok(None),
+            _ => Err(CniError::config(format!("ipam.type: {plugin:?} is no IPAM plugin"))),
+        };
+    }
+    invoke::delegate(plugin, command, request, invoke::DEADLINE)
 }

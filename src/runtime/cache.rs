@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::bounded_read::bounded_read;
 use super::{Parameters, base64};
 use crate::spec::{Attachment, CniError, Code, json};
 
 /// Where libcni keeps its cache unless it is told otherwise.
 pub const DIRECTORY: &str = "/var/lib/cni";
+
+/// Most bytes of a file: a list of plugins in base64, and the longest result that a plugin may print.
+const MAX_BYTES: usize = 8 << 20;
 
 /// `kind` of a file that has more than the bare result.
 const KIND: &str = "cniCacheV1";
@@ -69,7 +73,7 @@ impl ResultCache {
     /// What is kept of an attachment; an error of code 105 if its file cannot be read or understood.
     pub fn load(&self, attachment: &Attachment) -> Result<Option<Entry>, CniError> {
         let file = self.file(attachment)?;
-        let bytes = match std::fs::read(&file) {
+        let bytes = match bounded_read(&file, MAX_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(&file, error)),
@@ -141,7 +145,9 @@ impl ResultCache {
         files.sort();
         Ok(files
             .iter()
-            .filter_map(|file| serde_json::from_slice::<Map<String, Value>>(&std::fs::read(file).ok()?).ok())
+            .filter_map(|file| {
+                serde_json::from_slice::<Map<String, Value>>(&bounded_read(file, MAX_BYTES).ok()?).ok()
+            })
             .filter(|object| object.get("kind").is_some_and(|kind| kind == KIND))
             .filter_map(|object| Entry::decode(&object).ok())
             .filter(|entry| entry.network == network && entry.parameters.check().is_ok())

@@ -1,9 +1,12 @@
 //! Network configuration lists and where they are found (specification section 1; libcni's `conf.go`).
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::bounded_read::bounded_read;
+use crate::spec::config::MAX_BYTES;
 use crate::spec::{CniError, Code, Version, json as go_json, names, version};
 
 /// Where runtimes look for network configurations unless they are told otherwise.
@@ -205,7 +208,7 @@ fn files(directory: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, CniError> {
     let unreadable = |e: std::io::Error| CniError::new(Code::Io, format!("{}: {e}", directory.display()));
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(unreadable(error)),
     };
     let mut files = Vec::new();
@@ -222,8 +225,10 @@ fn files(directory: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, CniError> {
 }
 
 fn read_object(file: &Path) -> Result<(Vec<u8>, Map<String, Value>), CniError> {
-    let bytes =
-        std::fs::read(file).map_err(|e| CniError::new(Code::Io, format!("{}: {e}", file.display())))?;
+    let bytes = bounded_read(file, MAX_BYTES).map_err(|e| {
+        let code = if e.kind() == ErrorKind::FileTooLarge { Code::Decoding } else { Code::Io };
+        CniError::new(code, format!("{}: {e}", file.display()))
+    })?;
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(map)) => Ok((bytes, map)),
         Ok(_) => Err(CniError::new(Code::Decoding, format!("{}: it is not a JSON object", file.display()))),

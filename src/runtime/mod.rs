@@ -3,7 +3,10 @@
 //! Plugins use [`invoke`] alone, for delegated IPAM. The rest is what a container runtime does with libcni, for the
 //! tool; files and environment are the same as libcni's, so that both can be used on the same attachments.
 
+#[cfg(test)]
+mod bad_input_tests;
 mod base64;
+mod bounded_read;
 pub mod cache;
 pub mod chain;
 pub mod conflist;

@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::io::{PipeReader, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{PATH, Protocol, Rule, Variant, entries, find, installed};
@@ -16,6 +17,9 @@ use crate::net::{Error, Result};
 
 /// How long the commands wait for the lock that they share, in seconds.
 const LOCK_SECONDS: u32 = 10;
+
+/// Most bytes that a command may write. A chain of ten thousand rules is a tenth of it.
+const MAX_OUTPUT: usize = 16 << 20;
 
 /// How long a command may take in all.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -96,7 +100,7 @@ impl Legacy {
         let wait = LOCK_SECONDS.to_string();
         let mut command = Command::new(&self.list);
         command.args(["--wait", &wait, "-t", "nat", "-S", chain]);
-        let outcome = execute(&self.names[0], command, "")?;
+        let outcome = execute(&self.names[0], command, "", DEADLINE)?;
         if outcome.success {
             return Ok(Some(outcome.said.lines().map(str::to_owned).collect()));
         }
@@ -113,7 +117,7 @@ impl Legacy {
         let mut command = Command::new(&self.restore);
         command.args(["--noflush", "--wait", &wait]);
         let input = script(changes);
-        let outcome = execute(&self.names[1], command, &input)?;
+        let outcome = execute(&self.names[1], command, &input, DEADLINE)?;
         if outcome.success {
             return Ok(());
         }
@@ -164,7 +168,8 @@ fn refused(deed: String, outcome: Outcome) -> Error {
     Error { deed, errno: Errno::EIO, text: outcome.said.trim().to_owned() }
 }
 
-fn execute(name: &str, mut command: Command, input: &str) -> Result<Outcome> {
+fn execute(name: &str, mut command: Command, input: &str, limit: Duration) -> Result<Outcome> {
+    let deadline = Instant::now() + limit;
     let failed = |e: std::io::Error| Error::from_io(format!("execute {name}"), &e);
     let (mut reader, writer) = std::io::pipe().map_err(failed)?;
     command.env_clear().env("PATH", PATH).env("LC_ALL", "C").current_dir("/");
@@ -176,7 +181,9 @@ fn execute(name: &str, mut command: Command, input: &str) -> Result<Outcome> {
         // A few hundred bytes fit into the pipe. A child that ended early says why on its standard error.
         let _ = stdin.write_all(input.as_bytes());
     }
-    let said = read_to_end(&mut reader);
+    let said = read_to_end(&mut reader, deadline);
+    // Its outputs may be closed long before it ends.
+    let said = said.and_then(|said| wait_for_end(&child, deadline).map(|()| said));
     if said.is_err() {
         // It may have ended by itself meanwhile.
         let _ = child.kill();
@@ -187,24 +194,66 @@ fn execute(name: &str, mut command: Command, input: &str) -> Result<Outcome> {
 }
 
 /// Reads until nobody can write any more, or the deadline is over.
-fn read_to_end(reader: &mut PipeReader) -> std::result::Result<Vec<u8>, Errno> {
-    let deadline = Instant::now() + DEADLINE;
+fn read_to_end(reader: &mut PipeReader, deadline: Instant) -> std::result::Result<Vec<u8>, Errno> {
     let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).map_err(|_| Errno::EINVAL)?;
-        match poll(&mut [PollFd::new(reader.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) => return Err(Errno::ETIMEDOUT),
-            Ok(_) => {}
-            Err(Errno::EINTR) => continue,
-            Err(e) => return Err(e),
+        wait_for_input(reader.as_fd(), deadline)?;
+        if bytes.len() > MAX_OUTPUT {
+            return Err(Errno::EFBIG);
         }
-        let mut buffer = [0; 4096];
         match reader.read(&mut buffer) {
             Ok(0) => return Ok(bytes),
             Ok(len) => bytes.extend_from_slice(&buffer[..len]),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(Error::from_io("", &e).errno),
         }
+    }
+}
+
+fn wait_for_end(child: &Child, deadline: Instant) -> std::result::Result<(), Errno> {
+    // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
+    let fd = i32::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just opened this descriptor for us, and nobody else knows it.
+    wait_for_input(unsafe { OwnedFd::from_raw_fd(fd) }.as_fd(), deadline)
+}
+
+fn wait_for_input(fd: BorrowedFd<'_>, deadline: Instant) -> std::result::Result<(), Errno> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).map_err(|_| Errno::EINVAL)?;
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Ok(0) => return Err(Errno::ETIMEDOUT),
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Result<Outcome> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        execute("sh", command, "input", Duration::from_millis(500))
+    }
+
+    #[test]
+    fn both_outputs_are_read() {
+        let outcome = shell("cat; echo oops >&2; exit 3").unwrap();
+        assert_eq!((outcome.success, outcome.said.as_str()), (false, "inputoops\n"));
+    }
+
+    #[test]
+    fn a_command_is_bounded_in_time_and_output() {
+        let begin = Instant::now();
+        for script in ["exec sleep 100", "exec >&- 2>&-; exec sleep 100", "exec yes"] {
+            assert!(matches!(shell(script), Err(e) if [Errno::ETIMEDOUT, Errno::EFBIG].contains(&e.errno)));
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20));
     }
 }
