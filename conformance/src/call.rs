@@ -187,6 +187,11 @@ pub struct Started {
 }
 
 impl Started {
+    /// The plugin's process id, which stays its own until it has answered.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
     /// Waits for the answer.
     pub fn answer(self, host: &Sandbox) -> Result<Answer> {
         let line = self.line;

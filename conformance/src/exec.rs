@@ -69,6 +69,11 @@ impl Running {
         Ok(running)
     }
 
+    /// Its process id, which stays its own until it has been waited for.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until the program has ended and its output is closed; kills it when [`DEADLINE`] has passed.
     pub fn finish(self) -> Result<Finished> {
         self.finish_within(DEADLINE)

@@ -1,10 +1,10 @@
 //! A host of one's own.
 
-use std::cell::{OnceCell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -31,9 +31,21 @@ pub const SCRATCH: &str = "/run/scratch";
 pub struct Sandbox {
     plugins: PathBuf,
     own: Pod,
-    somewhere: OnceCell<Pod>,
-    calls: RefCell<Vec<String>>,
-    ids: RefCell<BTreeSet<String>>,
+    somewhere: OnceLock<Pod>,
+    calls: Mutex<Transcript>,
+    ids: Mutex<BTreeSet<String>>,
+}
+
+/// The last calls of plugins.
+#[derive(Debug, Default)]
+struct Transcript {
+    shown: VecDeque<String>,
+    skipped: usize,
+}
+
+/// A lock whose holder panicked is as good as any: what it guards is only ever added to.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Deref for Sandbox {
@@ -75,13 +87,7 @@ impl Sandbox {
             .context("cannot mount /sys")?;
         let own = Pod::of_caller(PathBuf::from("/run/netns/host"))?;
         own.ip_set("link set lo up")?;
-        Ok(Self {
-            plugins,
-            own,
-            somewhere: OnceCell::new(),
-            calls: RefCell::default(),
-            ids: RefCell::default(),
-        })
+        Ok(Self { plugins, own, somewhere: OnceLock::new(), calls: Mutex::default(), ids: Mutex::default() })
     }
 
     /// The directory under test.
@@ -98,7 +104,7 @@ impl Sandbox {
     pub(crate) fn make_somewhere(&self) -> Result<()> {
         if self.somewhere.get().is_none() {
             let pod = Pod::create(PathBuf::from(SOMEWHERE))?;
-            // Nobody else can have set it, since a case has one thread.
+            // If another thread was faster, creating it has failed.
             let _ = self.somewhere.set(pod);
         }
         Ok(())
@@ -179,29 +185,33 @@ impl Sandbox {
 
     /// Remembers a container that a plugin was called for.
     pub(crate) fn remember(&self, id: &str) {
-        self.ids.borrow_mut().insert(id.to_owned());
+        lock(&self.ids).insert(id.to_owned());
     }
 
     /// The containers that plugins were called for.
     pub(crate) fn containers(&self) -> BTreeSet<String> {
-        self.ids.borrow().clone()
+        lock(&self.ids).clone()
     }
 
     /// Remembers a call for the account of a failure.
     pub(crate) fn note(&self, text: String) {
-        self.calls.borrow_mut().push(text);
+        const SHOWN: usize = 3;
+        let mut calls = lock(&self.calls);
+        calls.shown.push_back(text);
+        if calls.shown.len() > SHOWN {
+            calls.shown.pop_front();
+            calls.skipped += 1;
+        }
     }
 
     /// The last calls of plugins, the newest at the end.
     pub fn transcript(&self) -> String {
-        const SHOWN: usize = 3;
-        let calls = self.calls.borrow();
-        let skipped = calls.len().saturating_sub(SHOWN);
-        let mut text = match skipped {
+        let calls = lock(&self.calls);
+        let mut text = match calls.skipped {
             0 => String::new(),
             n => format!("({n} earlier calls are not shown)\n"),
         };
-        text.push_str(&calls[skipped..].join("\n"));
+        text.push_str(&calls.shown.iter().map(String::as_str).collect::<Vec<_>>().join("\n"));
         text
     }
 }
