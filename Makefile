@@ -147,6 +147,17 @@ faults: ## root: faults and kills at every system call of ADD and DEL, and what 
 	cargo run --quiet --release --locked --target $(RUST_TARGET) -p conformance --bin faults -- \
 	    --plugins '$(STAGE)' $(if $(ONLY),--only '$(ONLY)')
 
+# How long the workers of a soak work, all scenarios together.
+SECONDS ?= 110
+
+.PHONY: soak
+soak: ## root: many workers at once, kills and lost namespaces, and what is left at every pause; SECONDS=110 SEED= ONLY=TEXT
+	$(need_root)
+	@$(MAKE) --no-print-directory packages stage
+	cargo run --quiet --locked -p conformance --bin soak -- --plugins '$(STAGE)' --seconds $(SECONDS) \
+	    $(if $(wildcard $(REFERENCE)),--reference '$(REFERENCE)') \
+	    $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only '$(ONLY)')
+
 # The lists of the machine's apt stay as they are: these have a directory of their own.
 .PHONY: reference
 reference: ## fetch Debian's newest reference plugins into target/, to compare with; nothing is installed

@@ -1,0 +1,112 @@
+//! The networks that all workers share.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+/// Where a network's rules for masquerading are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// `ipMasqBackend` iptables, which is also the default where its command is there.
+    Iptables,
+    /// `ipMasqBackend` nftables
+    Nftables,
+}
+
+/// A network: a bridge, a range of each family that is small enough to be used up by what leaks, and rules.
+#[derive(Debug)]
+pub(crate) struct Network {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// Its bridge.
+    pub(crate) bridge: &'static str,
+    subnets: &'static [&'static str],
+    masquerade: Option<Backend>,
+    /// Whether pods are kept from sending with another MAC address.
+    pub(crate) guards: bool,
+    is_default: bool,
+}
+
+const fn network(name: &'static str, bridge: &'static str, subnets: &'static [&'static str]) -> Network {
+    Network { name, bridge, subnets, masquerade: None, guards: false, is_default: true }
+}
+
+/// Those that a pod's `eth0` is on.
+pub(crate) static NETWORKS: [Network; 4] = [
+    network("plain", "soak0", &["10.40.0.0/25"]),
+    Network {
+        masquerade: Some(Backend::Iptables),
+        ..network("iptables", "soak1", &["10.41.0.0/25", "fd41::/121"])
+    },
+    Network {
+        masquerade: Some(Backend::Nftables),
+        ..network("nftables", "soak2", &["10.42.0.0/25", "fd42::/121"])
+    },
+    Network {
+        masquerade: Some(Backend::Nftables),
+        guards: true,
+        ..network("guarded", "soak3", &["10.43.0.0/25", "fd43::/121"])
+    },
+];
+
+/// The one that some pods' `net1` is on.
+pub(crate) static SECOND: Network =
+    Network { is_default: false, ..network("second", "soak4", &["10.44.0.0/25", "fd44::/121"]) };
+
+/// All of them.
+pub(crate) fn all() -> impl Iterator<Item = &'static Network> {
+    NETWORKS.iter().chain([&SECOND])
+}
+
+impl Network {
+    /// Its configuration for the plugin `bridge`.
+    pub(crate) fn config(&self, version: &str) -> Value {
+        let ranges: Vec<Value> = self.subnets.iter().map(|subnet| json!([{"subnet": subnet}])).collect();
+        let mut config = json!({
+            "cniVersion": version,
+            "name": self.name,
+            "type": "bridge",
+            "bridge": self.bridge,
+            "isGateway": true,
+            "isDefaultGateway": self.is_default,
+            "macspoofchk": self.guards,
+            "ipam": {"type": "host-local", "ranges": ranges},
+        });
+        if let Some(backend) = self.masquerade {
+            config["ipMasq"] = json!(true);
+            config["ipMasqBackend"] = match backend {
+                Backend::Iptables => json!("iptables"),
+                Backend::Nftables => json!("nftables"),
+            };
+        }
+        config
+    }
+
+    /// How many addresses a pod gets.
+    pub(crate) fn families(&self) -> usize {
+        self.subnets.len()
+    }
+
+    /// Whether there is a rule for each pod.
+    pub(crate) fn masquerades(&self) -> bool {
+        self.masquerade.is_some()
+    }
+
+    /// Whether an address is one that a pod of it may have: not the subnet's own, and not the gateway's.
+    pub(crate) fn gives(&self, address: IpAddr) -> bool {
+        self.subnets.iter().any(|subnet| {
+            let Some((base, _)) = subnet.split_once('/') else { return false };
+            match (base.parse::<IpAddr>(), address) {
+                (Ok(IpAddr::V4(base)), IpAddr::V4(address)) => {
+                    let (base, address) = (u32::from(base), u32::from(address));
+                    (2..128).contains(&address.wrapping_sub(base))
+                }
+                (Ok(IpAddr::V6(base)), IpAddr::V6(address)) => {
+                    let (base, address) = (u128::from(base), u128::from(address));
+                    (2..128).contains(&address.wrapping_sub(base))
+                }
+                _ => false,
+            }
+        })
+    }
+}
