@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::stat;
 use serde_json::{Value, json};
 
 use crate::plan::{self, Records};
@@ -91,13 +90,13 @@ fn serve(
     let request = Request::parse(command, environment, stdin)?;
     *cni_version = Some(request.config.version.to_string());
     request.config.check_version(plugin.versions)?;
-    refuse_own_netns(&request, environment)?;
     let mut world = World::new(&request, STATE.into());
+    refuse_own_netns(&mut world, environment)?;
     let records = Records::new(Path::new(STATE), plugin.name);
     let verb = Verb { plugin, records: &records, request: &request };
     let outcome = match command {
         Command::Add => verb.add(&mut world),
-        Command::Del => plan::del(&(plugin.leftovers)(&request), &records, &mut world),
+        Command::Del => plan::del(|| (plugin.leftovers)(&request), &records, &mut world),
         Command::Check => verb.check(&mut world),
         Command::Gc => verb.gc(&mut world),
         Command::Status | Command::Version => verb.status(&mut world),
@@ -149,16 +148,19 @@ impl Verb<'_> {
 
 /// The error of code 8 for a pod's namespace that is the one this program runs in: the host's, by all appearance,
 /// and no pod's. Found before anything is done.
-fn refuse_own_netns(request: &Request, environment: &Environment) -> Result<(), CniError> {
-    let (Some(path), false) = (&request.netns, environment.allows_own_netns()) else { return Ok(()) };
-    match (stat(path), stat("/proc/self/ns/net")) {
-        (Ok(pod), Ok(own)) if (pod.st_dev, pod.st_ino) == (own.st_dev, own.st_ino) => Err(CniError::new(
-            Code::InvalidNetns,
-            format!("CNI_NETNS: {} is the network namespace that the plugin itself runs in", path.display()),
-        )
-        .with_details("CNI_NETNS_OVERRIDE=1 allows it")),
-        _ => Ok(()),
+fn refuse_own_netns(world: &mut World<'_>, environment: &Environment) -> Result<(), CniError> {
+    if environment.allows_own_netns() || !world.has_pod() {
+        return Ok(());
     }
+    let failed = |error: anyhow::Error| CniError::from_chain(&error, Code::Kernel);
+    let own = world.home().map_err(|e| failed(e.into()))?.identity();
+    let pod = world.pod().map_err(failed)?.netns();
+    if pod.identity() != own {
+        return Ok(());
+    }
+    let path = pod.path().display();
+    let msg = format!("CNI_NETNS: {path} is the network namespace that the plugin itself runs in");
+    Err(CniError::new(Code::InvalidNetns, msg).with_details("CNI_NETNS_OVERRIDE=1 allows it"))
 }
 
 /// The configuration. Bounded in size and time: a caller that never closes the pipe must not keep a plugin alive.

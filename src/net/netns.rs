@@ -24,6 +24,7 @@ const OWN: &str = "/proc/thread-self/ns/net";
 pub struct Netns {
     path: PathBuf,
     file: File,
+    identity: Identity,
 }
 
 /// What tells one namespace from another while both live: device and inode of its nsfs file.
@@ -47,7 +48,9 @@ impl Netns {
             error.text = "it is not a network namespace".to_owned();
             return Err(error);
         }
-        Ok(Self { path: path.to_owned(), file })
+        let stat = fstat(&file).map_err(|e| Error::new(deed(), e))?;
+        let identity = Identity { device: stat.st_dev, inode: stat.st_ino };
+        Ok(Self { path: path.to_owned(), file, identity })
     }
 
     /// The namespace that the calling thread is in.
@@ -61,17 +64,15 @@ impl Netns {
     }
 
     /// What tells it from other namespaces.
-    pub fn identity(&self) -> Result<Identity> {
-        let stat = fstat(&self.file)
-            .map_err(|e| Error::new(format!("look at network namespace {}", self.path.display()), e))?;
-        Ok(Identity { device: stat.st_dev, inode: stat.st_ino })
+    pub fn identity(&self) -> Identity {
+        self.identity
     }
 
-    /// Runs a closure with the thread inside the namespace.
+    /// Runs a closure with the thread inside the namespace, and brings it back to `home`, where it is now.
     ///
     /// If the way back fails, the process ends: code that believes itself on the host and is not would do damage.
-    pub fn run<T>(&self, inside: impl FnOnce() -> T) -> Result<T> {
-        let back = WayBack(Self::own()?);
+    pub fn run<T>(&self, home: &Self, inside: impl FnOnce() -> T) -> Result<T> {
+        let back = WayBack(home);
         setns(&self.file, CloneFlags::CLONE_NEWNET)
             .map_err(|e| Error::new(format!("enter network namespace {}", self.path.display()), e))?;
         let answer = inside();
@@ -96,9 +97,9 @@ impl AsRawFd for Netns {
 const WAY_BACK_TRIES: usize = 10;
 
 /// Returns the thread to its namespace when dropped, also when the closure panics.
-struct WayBack(Netns);
+struct WayBack<'a>(&'a Netns);
 
-impl Drop for WayBack {
+impl Drop for WayBack<'_> {
     fn drop(&mut self) {
         let mut tries = (0..WAY_BACK_TRIES).map(|_| setns(&self.0.file, CloneFlags::CLONE_NEWNET));
         if !tries.any(|outcome| outcome.is_ok()) {

@@ -51,7 +51,7 @@ pub fn add(
     world: &mut World<'_>,
     tell: impl FnOnce(&CniResult) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let netns = if plugin.enters_pod() { Some(world.pod()?.netns().identity()?) } else { None };
+    let netns = if plugin.enters_pod() { Some(world.pod()?.netns().identity()) } else { None };
     if let Some(record) = records.read(&world.request.attachment)? {
         if record.netns == netns
             && let Some(result) = &record.result
@@ -137,11 +137,15 @@ pub fn remove(resources: &[Resource], world: &mut World<'_>) -> anyhow::Result<(
 }
 
 /// DEL of an attachment: by its record, else by what can be said of it without one.
-pub fn del(leftovers: &[Resource], records: &Records, world: &mut World<'_>) -> anyhow::Result<()> {
+pub fn del(
+    leftovers: impl FnOnce() -> Vec<Resource>,
+    records: &Records,
+    world: &mut World<'_>,
+) -> anyhow::Result<()> {
     let attachment = world.request.attachment.clone();
     match records.read(&attachment)? {
         Some(record) => remove(&record.resources, world)?,
-        None => remove(leftovers, world)?,
+        None => remove(&leftovers(), world)?,
     }
     // Also one that nobody understands.
     records.delete(&attachment)

@@ -51,7 +51,7 @@ impl Record {
     pub fn is_provably_dead(&self) -> bool {
         let Some(netns) = self.netns else { return false };
         match Netns::open(&self.netns_path) {
-            Ok(found) => found.identity().is_ok_and(|found| found != netns),
+            Ok(found) => found.identity() != netns,
             Err(e) => matches!(e.errno, Errno::ENOENT | Errno::EINVAL),
         }
     }

@@ -7,7 +7,8 @@ mod conf;
 use std::net::IpAddr;
 
 use super::PluginType;
-use crate::net::{Link, Mac, Netns, sysctl};
+use crate::net::netns::Identity;
+use crate::net::{Link, Mac, sysctl};
 use crate::plan::{Plan, Plugin};
 use crate::resource::addressing::decide_next_hops;
 use crate::resource::masquerade::Backend;
@@ -133,10 +134,9 @@ impl Bridge {
         if self.leaves_interface_down {
             return resources;
         }
-        if !ipam.ips.is_empty() {
+        if ipam.ips.iter().any(|ip| ip.address.is_ipv6()) {
             resources.push(Resource::PodSysctls(resource::PodSysctls {
                 ifname: self.attachment.ifname.clone(),
-                has_ipv6: ipam.ips.iter().any(|ip| ip.address.is_ipv6()),
                 detect_duplicates: self.detect_duplicates,
             }));
         }
@@ -169,7 +169,7 @@ impl Bridge {
         let bridge = world.host_link(&self.name)?;
         let bridge_mac = match bridge.as_ref().and_then(|link| link.mac) {
             Some(mac) => mac,
-            None => new_bridge_mac(&self.name)?,
+            None => new_bridge_mac(&self.name, world.home()?.identity())?,
         };
         let vlan_gateway_mac = match self.gateway_vlan() {
             Some(vlan) => {
@@ -372,9 +372,8 @@ fn derived_mac(attachment: &Attachment, ipam: &CniResult) -> Mac {
 /// The MAC of a bridge that is to be made. Pods that come at the same moment must all say the same in their results,
 /// so it is made from what they have in common; and bridges of one name on two hosts may share a network, so that is
 /// the host's namespace in this boot.
-fn new_bridge_mac(name: &str) -> anyhow::Result<Mac> {
+fn new_bridge_mac(name: &str, host: Identity) -> anyhow::Result<Mac> {
     let boot = sysctl::boot_id()?;
-    let host = Netns::own()?.identity()?;
     Ok(veth::mac_from(&["bridge", &boot, &host.device.to_string(), &host.inode.to_string(), name]))
 }
 

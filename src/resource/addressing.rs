@@ -45,6 +45,10 @@ impl Addressing {
             .iter()
             .map(|a| address::add(&found, a.address(), a.prefix_len(), detection))
             .collect();
+        if self.addresses.iter().any(|a| a.is_ipv4()) {
+            // Neighbours may know the address from an earlier pod.
+            batch.push(link::set_arp_notify(&found));
+        }
         batch.push(link::set_up(&found, true));
         // Routes may depend on addresses that are tentative while duplicates are looked for.
         let settles = detection == DuplicateDetection::On && self.addresses.iter().any(|a| a.is_ipv6());
@@ -63,7 +67,7 @@ impl Addressing {
     /// Waits until the kernel has looked for duplicates of all addresses.
     fn settle(&self, pod: &mut Pod, found: &link::Link) -> anyhow::Result<()> {
         let deadline = Instant::now() + SETTLE_DEADLINE;
-        let mut events = pod.netns().run(|| Socket::open(NETLINK_ROUTE))??;
+        let mut events = pod.visit(|| Socket::open(NETLINK_ROUTE))??;
         events.join(RTNLGRP_IPV6_IFADDR)?;
         loop {
             let addresses = pod.rtnl()?.addresses(found)?;

@@ -1,4 +1,4 @@
-//! Sysctls of the pod's interface, set before it comes up.
+//! IPv6 sysctls of the pod's interface, set before it comes up.
 
 use log::debug;
 use serde::{Deserialize, Serialize};
@@ -7,13 +7,11 @@ use super::{Ensured, Finding, World};
 use crate::net::rtnl::address::DuplicateDetection;
 use crate::net::{self, sysctl};
 
-/// How the pod's kernel treats its interface.
+/// How the pod's kernel treats an interface that has IPv6 addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodSysctls {
     /// The interface.
     pub ifname: String,
-    /// Whether it gets IPv6 addresses.
-    pub has_ipv6: bool,
     /// Whether the kernel looks for duplicates of its IPv6 addresses (`enabledad`).
     pub detect_duplicates: bool,
 }
@@ -27,8 +25,6 @@ impl PodSysctls {
 
     fn set(&self) -> net::Result<()> {
         let ifname = &self.ifname;
-        // Announce the address when the interface comes up: neighbours may know it from an earlier pod.
-        optional(sysctl::set(&format!("ipv4/conf/{ifname}/arp_notify"), "1"));
         if self.detect_duplicates {
             optional(sysctl::set(&format!("ipv6/conf/{ifname}/enhanced_dad"), "1"));
             optional(sysctl::set(&format!("ipv6/conf/{ifname}/accept_dad"), "1"));
@@ -36,21 +32,16 @@ impl PodSysctls {
             // Also for the link-local address, which the kernel adds by itself.
             optional(sysctl::set(&format!("ipv6/conf/{ifname}/accept_dad"), "0"));
         }
-        if self.has_ipv6 {
-            // Runtimes and node settings may have switched IPv6 off for new namespaces; the pod was given an address.
-            for link in ["lo", ifname] {
-                sysctl::set(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
-            }
-            optional(sysctl::set(&format!("ipv6/conf/{ifname}/keep_addr_on_down"), "1"));
+        // Runtimes and node settings may have switched IPv6 off for new namespaces; the pod was given an address.
+        for link in ["lo", ifname] {
+            sysctl::set(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
         }
+        optional(sysctl::set(&format!("ipv6/conf/{ifname}/keep_addr_on_down"), "1"));
         Ok(())
     }
 
-    /// Tells whether IPv6 is switched off for an interface that has such addresses. The pod may change the rest.
+    /// Tells whether IPv6 is switched off for the interface. The pod may change the rest.
     pub fn observe(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
-        if !self.has_ipv6 {
-            return Ok(Vec::new());
-        }
         let name = format!("ipv6/conf/{}/disable_ipv6", self.ifname);
         let value = world.pod()?.visit(|| sysctl::read(&name))?;
         Ok(match value {

@@ -119,13 +119,10 @@ impl Veth {
     }
 
     fn finish(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        let found = world.existing_host_link(&self.host_name)?;
-        let mut changes = vec![link::set_alias(&found, &alias(&self.attachment))];
+        world.host()?.execute_one(link::set_alias(&self.host_name, &alias(&self.attachment)))?;
         if self.port() != Port::default() {
-            changes.push(link::set_port(&found, self.port()));
-        }
-        for answer in world.host()?.execute(changes)? {
-            answer?;
+            let found = world.existing_host_link(&self.host_name)?;
+            world.host()?.execute_one(link::set_port(&found, self.port()))?;
         }
         // A pod must not configure the host's routing by router advertisements.
         let _ = sysctl::set(&format!("ipv6/conf/{}/accept_ra", self.host_name), "0");

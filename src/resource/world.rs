@@ -1,6 +1,9 @@
 //! What resources act on.
 
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -19,6 +22,7 @@ pub struct World<'a> {
     pub request: &'a Request,
     /// Where state lives that belongs to this boot only, on a tmpfs.
     pub state: PathBuf,
+    home: Option<Rc<Netns>>,
     host: Option<Rtnl>,
     pod: Option<Pod>,
     nft: Option<Nft>,
@@ -32,6 +36,7 @@ pub struct World<'a> {
 #[derive(Debug)]
 pub struct Pod {
     netns: Netns,
+    home: Rc<Netns>,
     rtnl: Option<Rtnl>,
 }
 
@@ -41,6 +46,7 @@ impl<'a> World<'a> {
         Self {
             request,
             state,
+            home: None,
             host: None,
             pod: None,
             nft: None,
@@ -66,8 +72,18 @@ impl<'a> World<'a> {
         }
     }
 
+    /// The host's namespace: the one that this program was started in, and comes back to from a pod's.
+    pub fn home(&mut self) -> net::Result<Rc<Netns>> {
+        let home = match self.home.take() {
+            Some(home) => home,
+            None => Rc::new(Netns::own()?),
+        };
+        Ok(Rc::clone(self.home.insert(home)))
+    }
+
     /// The pod's namespace; an error of code 8 where there is none.
     pub fn pod(&mut self) -> anyhow::Result<&mut Pod> {
+        let home = self.home()?;
         match &mut self.pod {
             Some(pod) => Ok(pod),
             empty => {
@@ -75,7 +91,7 @@ impl<'a> World<'a> {
                 let path =
                     self.request.netns.as_deref().ok_or_else(|| invalid("CNI_NETNS is not given".into()))?;
                 let netns = Netns::open(path).map_err(|e| invalid(format!("CNI_NETNS: {e}")))?;
-                Ok(empty.insert(Pod { netns, rtnl: None }))
+                Ok(empty.insert(Pod { netns, home, rtnl: None }))
             }
         }
     }
@@ -128,26 +144,67 @@ impl World<'_> {
     /// Deletes a link of the host, and with a veth its peer; see [`removal`].
     pub fn remove_host_link(&mut self, link: &Link) -> net::Result<()> {
         self.forget_host_link(&link.name);
-        self.child_has_nft = self.nft.is_some();
-        removal::remove(link)
+        let (nft, wait) = self.lend_nft();
+        removal::remove(link, nft, wait)
     }
 
     /// Deletes a link of the pod.
     pub fn remove_pod_link(&mut self, link: &Link) -> anyhow::Result<()> {
-        self.child_has_nft = self.nft.is_some();
-        Ok(self.pod()?.netns.run(|| removal::remove(link))??)
+        let (nft, wait) = self.lend_nft();
+        Ok(self.pod()?.visit(|| removal::remove(link, nft, wait))??)
+    }
+
+    /// What a child is to keep and to wait for, so that nobody waits for the connection to nf_tables to be closed; see
+    /// [`Nft::close_later`].
+    fn lend_nft(&mut self) -> (Option<RawFd>, impl FnOnce() + use<>) {
+        let nft = self.nft.as_ref().map(|nft| nft.as_fd().as_raw_fd());
+        self.child_has_nft = nft.is_some();
+        let mark = self.deletion_mark();
+        (nft, move || {
+            if nft.is_some() {
+                wait_for_deletions(&mark)
+            }
+        })
+    }
+
+    /// A file whose time says when something was last deleted from nf_tables.
+    fn deletion_mark(&self) -> PathBuf {
+        self.state.join("nft-deletion")
     }
 
     /// Tells other calls that something was deleted from nf_tables just now, and learns whether they did.
     fn exchange_deletions(&self, has_deleted: bool) -> bool {
-        let mark = self.state.join("nft-deletion");
+        let mark = self.deletion_mark();
         if has_deleted {
             // A hint that cannot be given costs somebody some milliseconds.
             let _ = std::fs::write(&mark, "");
             return true;
         }
-        let age = std::fs::metadata(&mark).and_then(|m| m.modified()).map(|time| time.elapsed());
-        matches!(age, Ok(Ok(age)) if age < nft::FREED)
+        !time_to_free(&mark).is_zero()
+    }
+}
+
+/// How long the kernel may still have to free what was deleted from nf_tables.
+fn time_to_free(mark: &Path) -> Duration {
+    let age = std::fs::metadata(mark).and_then(|m| m.modified()).map(|time| time.elapsed());
+    // A time that lies ahead of the clock says nothing.
+    age.ok().and_then(Result::ok).map_or(Duration::ZERO, |age| nft::FREED.saturating_sub(age))
+}
+
+/// Longest wait of a child until nobody deletes anything from nf_tables.
+const QUIET_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Waits until nothing is left to be freed: neither of this call nor of those that follow closely, who would be held up.
+fn wait_for_deletions(mark: &Path) {
+    let deadline = Instant::now() + QUIET_DEADLINE;
+    // The mark of this call may not be there yet.
+    std::thread::sleep(nft::FREED);
+    loop {
+        let left = time_to_free(mark).min(deadline.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(left);
     }
 }
 
@@ -157,7 +214,8 @@ impl Drop for World<'_> {
             && self.exchange_deletions(nft.has_deleted())
             && !self.child_has_nft
         {
-            nft.close_later();
+            let mark = self.deletion_mark();
+            nft.close_later(|| wait_for_deletions(&mark));
         }
     }
 }
@@ -172,14 +230,14 @@ impl Pod {
     pub fn rtnl(&mut self) -> net::Result<&mut Rtnl> {
         match &mut self.rtnl {
             Some(rtnl) => Ok(rtnl),
-            empty => Ok(empty.insert(Rtnl::open_in(&self.netns)?)),
+            empty => Ok(empty.insert(self.netns.run(&self.home, Rtnl::open)??)),
         }
     }
 
     /// Runs a closure inside the namespace. The socket is opened on the same visit, if it is not open yet.
     pub fn visit<T>(&mut self, inside: impl FnOnce() -> T) -> net::Result<T> {
         let open = self.rtnl.is_none();
-        let (rtnl, answer) = self.netns.run(|| (open.then(Rtnl::open), inside()))?;
+        let (rtnl, answer) = self.netns.run(&self.home, || (open.then(Rtnl::open), inside()))?;
         if let Some(rtnl) = rtnl {
             self.rtnl = Some(rtnl?);
         }

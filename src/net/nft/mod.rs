@@ -17,6 +17,7 @@ pub mod transaction;
 pub mod userdata;
 pub mod verdict;
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_packet_core::{DefaultNla, Parseable};
@@ -74,6 +75,11 @@ impl Nft {
         Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, has_deleted: false })
     }
 
+    /// The descriptor of the connection, for a child that keeps it open.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// Makes all changes of a transaction, or none. The error names the one that the kernel refused.
     pub fn commit(&mut self, transaction: Transaction) -> Result<()> {
         if transaction.is_empty() {
@@ -94,11 +100,11 @@ impl Nft {
     /// 20 ms. Whoever closes a netfilter socket of the namespace before that waits for it, and meanwhile holds the lock
     /// that every other transaction needs (`nft_rcv_nl_event` calls `nf_tables_trans_destroy_flush_work`,
     /// net/netfilter/nf_tables_api.c). It shows as an exit that takes that long: of a DEL, but also of an ADD right
-    /// after it. So a child keeps the socket until there is nothing left to be freed. The kernel tells nobody when
-    /// that is; if it takes longer, the child waits for it after all.
-    pub fn close_later(self) {
-        let closed = child::start(|| {
-            std::thread::sleep(FREED);
+    /// after it. So a child keeps the socket until `wait` says that there is nothing left to be freed. The kernel tells
+    /// nobody when that is; if it takes longer, the child waits for it after all.
+    pub fn close_later(self, wait: impl FnOnce()) {
+        let closed = child::start(&[self.as_fd().as_raw_fd()], || {
+            wait();
             0
         });
         if let Err(e) = closed {

@@ -4,7 +4,10 @@ use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
+    LinkMessage,
+};
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
 
 use super::{Rtnl, attributes, nested, text_of, u32_of};
@@ -217,12 +220,22 @@ pub fn set_vlan_filtering(bridge: &Link) -> Message {
     change(format!("make bridge {} filter VLANs", bridge.name), message)
 }
 
-/// The request that gives a link its alias.
-pub fn set_alias(link: &Link, alias: &str) -> Message {
-    change(
-        format!("set alias of link {}", link.name),
-        LinkUnspec::new_with_index(link.index).alias(alias).build(),
-    )
+/// The request that gives the link of a name its alias. By its name, since looking up the index of a new veth first
+/// would wait for the kernel to settle its carrier (`linkwatch_sync_dev`, net/core/link_watch.c).
+pub fn set_alias(name: &str, alias: &str) -> Message {
+    change(format!("set alias of link {name}"), LinkUnspec::new_with_name(name).alias(alias).build())
+}
+
+/// The request that makes a link announce its IPv4 addresses when it comes up: the sysctl `arp_notify`. As a message it
+/// costs the same however many namespaces there are. The path of a sysctl does not: the kernel keeps the directories
+/// of all namespaces' links of one name on one chain (`proc_sys_compare`, fs/proc/proc_sysctl.c).
+pub fn set_arp_notify(link: &Link) -> Message {
+    let mut conf = InetDevConf::default();
+    conf.arp_notify = 1;
+    let inet = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(conf)]);
+    let builder = LinkUnspec::new_with_index(link.index)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet]));
+    change(format!("set arp_notify of link {}", link.name), builder.build())
 }
 
 /// The request that gives a link its hardware address; for a bridge it also pins it.

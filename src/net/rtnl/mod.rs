@@ -15,8 +15,8 @@ use netlink_packet_core::NlasIterator;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
+use super::Result;
 use super::netlink::{Answer, Message, Socket};
-use super::{Netns, Result};
 
 pub use address::Address;
 pub use link::Link;
@@ -32,11 +32,6 @@ impl Rtnl {
     /// Opens a connection in the thread's namespace.
     pub fn open() -> Result<Self> {
         Ok(Self { socket: Socket::open(NETLINK_ROUTE)? })
-    }
-
-    /// Opens a connection in another namespace; the thread is there for a moment only.
-    pub fn open_in(netns: &Netns) -> Result<Self> {
-        netns.run(Self::open)?
     }
 
     /// Sends requests together; see [`Socket::execute`].

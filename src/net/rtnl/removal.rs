@@ -5,7 +5,7 @@
 //! nothing left to be done for us. So a short-lived child sends the request and waits that out; the parent, which
 //! listens for link events since before, goes on once the link is announced gone, and never before.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -24,17 +24,22 @@ use crate::net::{Error, Result, child};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Deletes a link of the thread's namespace and returns as soon as it is gone. One that is not there is fine.
-pub fn remove(link: &Link) -> Result<()> {
+///
+/// The child does not end before `afterwards` has; it keeps the descriptor `keep` as long.
+pub fn remove(link: &Link, keep: Option<RawFd>, afterwards: impl FnOnce()) -> Result<()> {
     let deed = || format!("delete link {}", link.name);
     let failed = |e: Errno| Error::new(deed(), e);
     let mut events = Socket::open(NETLINK_ROUTE)?;
     events.join(RTNLGRP_LINK)?;
     let mut rtnl = Rtnl::open()?;
     let (outcome, report) = pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
-    let started = child::start(|| {
+    let own = [rtnl.as_fd().as_raw_fd(), report.as_raw_fd()];
+    let keep: Vec<RawFd> = keep.into_iter().chain(own).collect();
+    let started = child::start(&keep, || {
         let errno = rtnl.execute_one(delete(link)).map_or_else(|e| e.errno as i32, |()| 0);
         // If nobody reads it, nobody needs to know.
         let _ = write(&report, &errno.to_ne_bytes());
+        afterwards();
         0
     });
     drop(report);
