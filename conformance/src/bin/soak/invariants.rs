@@ -246,6 +246,7 @@ impl Survey<'_> {
             .flat_map(|it| it.addresses().into_iter().map(|address| (address, *it)))
             .collect();
         let links: BTreeSet<&str> = self.live.values().filter_map(|it| it.host_link()).collect();
+        let owners = chain_owners(self.setting.host);
         let mut seen: BTreeMap<IpAddr, usize> = BTreeMap::new();
         let mut guarded: BTreeSet<&str> = BTreeSet::new();
         let mut chains: BTreeSet<&str> = BTreeSet::new();
@@ -254,6 +255,12 @@ impl Survey<'_> {
             let line = line.trim();
             for id in ids_in(line).iter().filter(|id| !self.is_live(id)).cloned().collect::<Vec<_>>() {
                 self.left(Some(&id), format!("in nf_tables: {}", around(line, &id)));
+            }
+            let leads_to = line.split_whitespace().skip_while(|word| *word != "jump").nth(1);
+            targets.extend(leads_to);
+            if let Some(id) = leads_to.and_then(|chain| owners.get(chain)).filter(|id| !self.is_live(id)) {
+                self.left(Some(id), format!("in nf_tables: {line}"));
+                continue;
             }
             for word in line.split(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':') {
                 let Ok(address) = word.parse::<IpAddr>() else { continue };
@@ -275,12 +282,8 @@ impl Survey<'_> {
                     }
                 }
             }
-            let mut words = line.split_whitespace().skip_while(|word| !matches!(*word, "chain" | "jump"));
-            match (words.next(), words.next()) {
-                (Some("chain"), Some(name)) if name.starts_with("CNI-") => drop(chains.insert(name)),
-                (Some("jump"), Some(name)) => drop(targets.insert(name)),
-                _ => {}
-            }
+            let chain = line.strip_prefix("chain ").and_then(|rest| rest.split_whitespace().next());
+            chains.extend(chain.filter(|name| name.starts_with("CNI-")));
         }
         for chain in chains.difference(&targets) {
             self.left(None, format!("chain {chain}, which nothing leads to"));
@@ -313,7 +316,7 @@ fn reach_all(setting: &Setting<'_>, tenants: &[&Tenant], random: &mut Random) ->
         });
         let mut pods = Vec::new();
         for (pod, attachment) in attachments {
-            let (id, fault) = (attachment.key.0.as_str(), setting.fault_of_attachment(attachment));
+            let (id, fault) = (attachment.key.0.as_str(), setting.fault_of(&[attachment.suites.0]));
             match Reachable::listen(pod, &attachment.addresses()) {
                 Ok(reachable) => pods.push((id, fault, reachable)),
                 Err(error) => setting.ledger.broken(fault, Some(id), &format!("{error:#}")),
@@ -348,16 +351,33 @@ fn ping_one(setting: &Setting<'_>, tenants: &[&Tenant], network: &str, random: &
     let Some(attachment) = random.pick(&candidates) else { return };
     for address in attachment.addresses() {
         if let Err(error) = setting.host.ping(&address.to_string()) {
-            let fault = setting.fault_of_attachment(attachment);
+            let fault = setting.fault_of(&[attachment.suites.0]);
             setting.ledger.broken(fault, Some(&attachment.key.0), &format!("{error:#}"));
         }
     }
 }
 
+/// The containers whose chains of iptables these are, by the comments of the rules that lead there. nft does not show
+/// those.
+fn chain_owners(host: &Sandbox) -> BTreeMap<String, String> {
+    let mut owners = BTreeMap::new();
+    for program in ["iptables-save", "ip6tables-save"] {
+        let Ok(finished) = host.try_run(&[program, "-t", "nat"]) else { continue };
+        for line in finished.stdout.lines() {
+            let chain = line.split_whitespace().skip_while(|word| *word != "-j").nth(1);
+            if let (Some(chain), Some(id)) = (chain, ids_in(line).into_iter().next()) {
+                owners.insert(chain.to_owned(), id);
+            }
+        }
+    }
+    owners
+}
+
 /// What the host knows of the neighbours whose addresses a text has.
 fn neighbours(host: &Sandbox, text: &str) -> Result<String> {
-    let words: BTreeSet<&str> =
+    let mut words: BTreeSet<&str> =
         text.split(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':').collect();
+    words.extend(words.clone().iter().filter_map(|word| Some(word.split_once(':')?.0)));
     let all = host.run(&["ip", "neigh", "show"]).context("neighbours")?;
     let is_meant = |line: &&str| line.split_whitespace().next().is_some_and(|first| words.contains(first));
     Ok(all.lines().filter(is_meant).collect::<Vec<_>>().join("; "))

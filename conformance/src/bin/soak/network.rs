@@ -58,6 +58,11 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Network> {
     NETWORKS.iter().chain([&SECOND])
 }
 
+/// Those where both suites keep the same rules: what one makes, the other can remove.
+pub(crate) fn known_to_both() -> impl Iterator<Item = &'static Network> {
+    all().filter(|network| network.masquerade != Some(Backend::Nftables))
+}
+
 impl Network {
     /// Its configuration for the plugin `bridge`.
     pub(crate) fn config(&self, version: &str) -> Value {

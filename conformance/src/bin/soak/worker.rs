@@ -59,7 +59,8 @@ impl Setting<'_> {
         }
     }
 
-    fn fault_of(&self, suites: &[Suite]) -> Fault {
+    /// Whose fault it is if something is wrong that these have done together.
+    pub(crate) fn fault_of(&self, suites: &[Suite]) -> Fault {
         if suites.iter().all(|suite| *suite == Suite::Reference) { Fault::Reference } else { Fault::Ours }
     }
 
