@@ -56,6 +56,8 @@ fn leftovers(request: &Request) -> Vec<Resource> {
     let host_ifname = veth::host_name(attachment);
     let lease = Lease::wanted_by(request).map(Resource::Lease);
     let others = [
+        // First, since it is removed last: as long as the pod's link is there.
+        Resource::SpoofGuard(resource::SpoofGuard::of(attachment, host_ifname.clone())),
         Resource::ForeignVeth(resource::ForeignVeth { ifname: attachment.ifname.clone() }),
         Resource::Veth(resource::Veth::of(attachment)),
         Resource::MacGuard(resource::MacGuard { attachment: attachment.clone(), host_ifname, mac }),
@@ -105,6 +107,15 @@ impl Bridge {
                     resources.push(Resource::Forwarding(family));
                 }
             }
+        }
+        if let Some(mac) = facts.mac.filter(|_| self.guards_senders) {
+            // Before the link, so that it is removed after it.
+            resources.push(Resource::SpoofGuard(resource::SpoofGuard {
+                attachment: self.attachment.clone(),
+                host_ifname: facts.host_name.clone(),
+                mac: Some(mac),
+                addresses: ipam.ips.iter().map(|ip| ip.address.address()).collect(),
+            }));
         }
         resources.push(Resource::Veth(resource::Veth {
             attachment: self.attachment.clone(),

@@ -17,6 +17,7 @@ pub mod owner;
 pub mod pod_sysctls;
 pub mod port_state;
 pub mod port_vlans;
+pub mod spoof_guard;
 pub mod veth;
 pub mod vlan_gateway;
 pub mod world;
@@ -37,6 +38,7 @@ pub use masquerade::{ForeignMasquerade, Masquerade};
 pub use pod_sysctls::PodSysctls;
 pub use port_state::PortState;
 pub use port_vlans::PortVlans;
+pub use spoof_guard::SpoofGuard;
 pub use veth::{ForeignVeth, Veth};
 pub use vlan_gateway::VlanGateway;
 pub use world::World;
@@ -135,6 +137,8 @@ pub enum Resource {
     PortVlans(PortVlans),
     /// The guard against false MAC addresses.
     MacGuard(MacGuard),
+    /// The guard against false senders.
+    SpoofGuard(SpoofGuard),
     /// Sysctls of the pod's interface.
     PodSysctls(PodSysctls),
     /// Addresses and routes of the pod's interface.
@@ -179,6 +183,7 @@ impl Resource {
             Self::Veth(veth) => veth.ensure(world),
             Self::PortVlans(vlans) => vlans.ensure(world),
             Self::MacGuard(guard) => guard.ensure(world),
+            Self::SpoofGuard(guard) => guard.ensure(world),
             Self::PodSysctls(sysctls) => sysctls.ensure(world),
             Self::Addressing(addressing) => addressing.ensure(world),
             Self::PortState(port) => port.ensure(world),
@@ -200,6 +205,7 @@ impl Resource {
             Self::Veth(veth) => veth.observe(world),
             Self::PortVlans(vlans) => vlans.observe(world),
             Self::MacGuard(guard) => guard.observe(world),
+            Self::SpoofGuard(guard) => guard.observe(world),
             Self::PodSysctls(sysctls) => sysctls.observe(world),
             Self::Addressing(addressing) => addressing.observe(world),
             Self::PortState(port) => port.observe(world),
@@ -220,6 +226,7 @@ impl Resource {
             Self::Veth(veth) => veth.remove(world),
             Self::ForeignVeth(veth) => veth.remove(world),
             Self::MacGuard(guard) => guard.remove(world),
+            Self::SpoofGuard(guard) => guard.remove(world),
             Self::Masquerade(masquerade) => masquerade.remove(world),
             Self::ForeignMasquerade(masquerade) => masquerade.remove(world),
             Self::Loopback(loopback) => loopback.remove(world),

@@ -20,6 +20,18 @@ use super::verdict::Verdict;
 /// `NFT_PAYLOAD_*_HEADER` (linux/netfilter/nf_tables.h).
 const LINK_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+
+/// `NFTA_EXTHDR_*` (linux/netfilter/nf_tables.h).
+const NFTA_EXTHDR_DREG: u16 = 1;
+const NFTA_EXTHDR_TYPE: u16 = 2;
+const NFTA_EXTHDR_OFFSET: u16 = 3;
+const NFTA_EXTHDR_LEN: u16 = 4;
+/// `NFT_REG_1`, in the number that stands in an attribute.
+const REG_1: u32 = 1;
+
+/// `NEXTHDR_FRAGMENT` (linux/ipv6.h).
+const IPV6_FRAGMENT: u8 = 44;
 
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6` (linux/netfilter.h).
 const IPV4: u8 = 2;
@@ -52,6 +64,25 @@ pub fn load_network_header(offset: u32, len: u32, register: Register) -> Expr {
 /// `[ payload load <len>b @ link header + <offset> => reg <register> ]`
 pub fn load_link_header(offset: u32, len: u32, register: Register) -> Expr {
     load_payload(LINK_HEADER, offset, len, register)
+}
+
+/// `[ payload load <len>b @ transport header + <offset> => reg <register> ]`: goes on only if the packet is well-formed,
+/// is not a fragment but the first, and has those bytes. Behind IPv6, extension headers are stepped over.
+pub fn load_transport_header(offset: u32, len: u32, register: Register) -> Expr {
+    load_payload(TRANSPORT_HEADER, offset, len, register)
+}
+
+/// `[ exthdr load 2b @ 44 + 2 => reg 1 ]`: the two bytes of an IPv6 fragment header that begin with the offset; goes on
+/// only if there is such a header.
+pub fn load_ipv6_fragment_offset() -> Expr {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let attributes = vec![
+        number(NFTA_EXTHDR_DREG, REG_1),
+        DefaultNla::new(NFTA_EXTHDR_TYPE, vec![IPV6_FRAGMENT]),
+        number(NFTA_EXTHDR_OFFSET, 2),
+        number(NFTA_EXTHDR_LEN, 2),
+    ];
+    other("exthdr", attributes)
 }
 
 fn load_payload(base: u32, offset: u32, len: u32, register: Register) -> Expr {

@@ -35,12 +35,22 @@ pub enum KeyType {
     InetService,
     /// `ifname`
     Ifname,
+    /// `@th,<offset>,<len>`: bits of the transport header, for which `nft` has no name. A set with such a part is
+    /// declared by `typeof` and not by `type`.
+    Transport {
+        /// Where they begin, in bits.
+        offset: u32,
+        /// How many they are, a multiple of eight.
+        len: u32,
+    },
 }
 
 impl KeyType {
     /// `enum datatypes` of nftables.
     fn number(self) -> u32 {
         match self {
+            // `integer`
+            Self::Transport { .. } => 4,
             Self::Ipv4Address => 7,
             Self::Ipv6Address => 8,
             Self::EtherAddress => 9,
@@ -66,6 +76,7 @@ impl KeyType {
             Self::EtherAddress => 6,
             Self::InetProtocol => 1,
             Self::InetService => 2,
+            Self::Transport { len, .. } => len / 8,
         }
     }
 }
@@ -160,6 +171,8 @@ impl Set<'_> {
         // Without it, nft prints a set of links' names as if they were empty. It knows better in a concatenation.
         if let [one] = self.key {
             attributes.push(SetAttribute::UserData(userdata::encode_key_byte_order(one.byte_order())));
+        } else if self.key.iter().any(|part| matches!(part, KeyType::Transport { .. })) {
+            attributes.push(SetAttribute::UserData(userdata::encode_typeof(self.key)));
         }
         if self.carries == Carries::Verdict {
             attributes.push(SetAttribute::DataType(DATA_VERDICT));

@@ -3,6 +3,8 @@
 //! `nft` and `iptables` agree on a list of entries of type, length and value (one byte each for the first two).
 //! Type 0 is a comment for rules as well as for elements; its text ends with a NUL (libnftnl/udata.h).
 
+use super::set::KeyType;
+
 const COMMENT: u8 = 0;
 
 /// Longest comment in bytes that `nft` takes when it reads its own listing again (`NFTNL_UDATA_COMMENT_MAXLEN`).
@@ -28,6 +30,47 @@ pub(super) fn encode_key_byte_order(order: u32) -> Vec<u8> {
     let mut bytes = vec![KEY_BYTE_ORDER, 4];
     bytes.extend_from_slice(&order.to_ne_bytes());
     bytes
+}
+
+/// What the parts of a set's key are, where types do not tell: as `nft` keeps a declaration by `typeof`.
+///
+/// It is user data of the set, of type 3 (`NFTNL_UDATA_SET_KEY_TYPEOF`), in which each expression is its number in
+/// `nft` (type 0) and what that needs to know (type 1); of a concatenation these are its parts, each under its place.
+pub(super) fn encode_typeof(parts: &[KeyType]) -> Vec<u8> {
+    const KEY_TYPEOF: u8 = 3;
+    // `enum expr_types` of nftables.
+    const PAYLOAD: u32 = 7;
+    const META: u32 = 9;
+    const CONCATENATION: u32 = 13;
+    // Numbers of headers and of their fields (`enum proto_desc_id`; eth_hdr_fields, ip_hdr_fields, ...), of
+    // `NFT_META_IIFNAME`, and of nft's base of the transport header.
+    const ETHER: u32 = 17;
+    const ETHER_SOURCE: u32 = 2;
+    const IIFNAME: u32 = 6;
+    const TRANSPORT: u32 = 3;
+
+    fn entry(kind: u8, value: &[u8]) -> Vec<u8> {
+        // Four parts of at most fifty bytes fit into the 255 that a list may have.
+        [&[kind, value.len() as u8], value].concat()
+    }
+    fn numbers(values: &[u32]) -> Vec<u8> {
+        (0..).zip(values).flat_map(|(kind, value)| entry(kind, &value.to_ne_bytes())).collect()
+    }
+    fn expression(number: u32, data: &[u8]) -> Vec<u8> {
+        [entry(0, &number.to_ne_bytes()), entry(1, data)].concat()
+    }
+    let part = |part: &KeyType| match *part {
+        KeyType::Ifname => expression(META, &numbers(&[IIFNAME])),
+        KeyType::EtherAddress => expression(PAYLOAD, &numbers(&[ETHER, ETHER_SOURCE])),
+        KeyType::Transport { offset, len } => expression(PAYLOAD, &numbers(&[0, 0, TRANSPORT, offset, len])),
+        // Sets that mix these with bits of a header are not needed; nft prints such a key without names.
+        KeyType::Ipv4Address | KeyType::Ipv6Address | KeyType::InetProtocol | KeyType::InetService => {
+            Vec::new()
+        }
+    };
+    let parts: Vec<u8> = (0..).zip(parts).flat_map(|(place, one)| entry(place, &part(one))).collect();
+    // A concatenation has no byte order of its own.
+    [encode_key_byte_order(0), entry(KEY_TYPEOF, &expression(CONCATENATION, &parts))].concat()
 }
 
 /// The comment in user data, if there is one.

@@ -34,6 +34,7 @@ struct Conf {
     vlan_trunk: Option<Vec<TrunkConf>>,
     preserve_default_vlan: bool,
     macspoofchk: bool,
+    spoof_guard: bool,
     enabledad: bool,
     disable_container_interface: bool,
     port_isolation: bool,
@@ -91,6 +92,7 @@ pub(super) struct Bridge {
     pub(super) promiscuous: bool,
     pub(super) vlans: Option<Vlans>,
     pub(super) guards_mac: bool,
+    pub(super) guards_senders: bool,
     pub(super) detect_duplicates: bool,
     pub(super) leaves_interface_down: bool,
     pub(super) isolated: bool,
@@ -140,6 +142,11 @@ impl Bridge {
                  ipam or disableContainerInterface",
             ));
         }
+        if conf.spoof_guard && lease.is_none() {
+            return Err(CniError::config(
+                "spoofGuard: cannot be without ipam, which says what addresses the pod may send from",
+            ));
+        }
         let backend = match conf.ip_masq_backend.as_str() {
             "" => None,
             "iptables" => Some(Backend::Iptables),
@@ -176,6 +183,7 @@ impl Bridge {
             promiscuous: conf.promisc_mode,
             vlans,
             guards_mac: conf.macspoofchk,
+            guards_senders: conf.spoof_guard,
             detect_duplicates: conf.enabledad,
             leaves_interface_down: conf.disable_container_interface,
             isolated: conf.port_isolation,
