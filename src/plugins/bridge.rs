@@ -127,6 +127,10 @@ impl Bridge {
             hairpin: self.hairpin,
             isolated: self.isolated,
         }));
+        if self.guards_senders {
+            let link = facts.host_name.clone();
+            resources.push(Resource::ReservedFrames(resource::ReservedFrames { link }));
+        }
         if let Some(vlans) = &self.vlans {
             resources.push(Resource::PortVlans(resource::PortVlans {
                 link: facts.host_name.clone(),

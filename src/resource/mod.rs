@@ -17,6 +17,7 @@ pub mod owner;
 pub mod pod_sysctls;
 pub mod port_state;
 pub mod port_vlans;
+pub mod reserved_frames;
 pub mod spoof_guard;
 pub mod veth;
 pub mod vlan_gateway;
@@ -38,6 +39,7 @@ pub use masquerade::{ForeignMasquerade, Masquerade};
 pub use pod_sysctls::PodSysctls;
 pub use port_state::PortState;
 pub use port_vlans::PortVlans;
+pub use reserved_frames::ReservedFrames;
 pub use spoof_guard::SpoofGuard;
 pub use veth::{ForeignVeth, Veth};
 pub use vlan_gateway::VlanGateway;
@@ -139,6 +141,8 @@ pub enum Resource {
     MacGuard(MacGuard),
     /// The guard against false senders.
     SpoofGuard(SpoofGuard),
+    /// What a spoof guard needs of the bridge port.
+    ReservedFrames(ReservedFrames),
     /// Sysctls of the pod's interface.
     PodSysctls(PodSysctls),
     /// Addresses and routes of the pod's interface.
@@ -184,6 +188,7 @@ impl Resource {
             Self::PortVlans(vlans) => vlans.ensure(world),
             Self::MacGuard(guard) => guard.ensure(world),
             Self::SpoofGuard(guard) => guard.ensure(world),
+            Self::ReservedFrames(frames) => frames.ensure(world),
             Self::PodSysctls(sysctls) => sysctls.ensure(world),
             Self::Addressing(addressing) => addressing.ensure(world),
             Self::PortState(port) => port.ensure(world),
@@ -206,6 +211,7 @@ impl Resource {
             Self::PortVlans(vlans) => vlans.observe(world),
             Self::MacGuard(guard) => guard.observe(world),
             Self::SpoofGuard(guard) => guard.observe(world),
+            Self::ReservedFrames(frames) => frames.observe(world),
             Self::PodSysctls(sysctls) => sysctls.observe(world),
             Self::Addressing(addressing) => addressing.observe(world),
             Self::PortState(port) => port.observe(world),
@@ -231,7 +237,11 @@ impl Resource {
             Self::ForeignMasquerade(masquerade) => masquerade.remove(world),
             Self::Loopback(loopback) => loopback.remove(world),
             // They go with the link.
-            Self::PortVlans(_) | Self::PodSysctls(_) | Self::Addressing(_) | Self::PortState(_) => Ok(()),
+            Self::PortVlans(_)
+            | Self::ReservedFrames(_)
+            | Self::PodSysctls(_)
+            | Self::Addressing(_)
+            | Self::PortState(_) => Ok(()),
         }
     }
 }

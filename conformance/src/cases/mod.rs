@@ -39,6 +39,7 @@ mod host_local_requests;
 mod host_local_store;
 mod loopback;
 mod results;
+mod spoof_guard;
 mod versions;
 
 /// Lists the cases of a file: groups of functions, each with what it needs.
@@ -73,6 +74,7 @@ pub fn all() -> Vec<Case> {
         bridge_addressing::CASES,
         bridge_masquerade::CASES,
         bridge_lifecycle::CASES,
+        spoof_guard::CASES,
         bridge_check::CASES,
         bridge_errors::CASES,
     ]

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod link;
+pub mod port;
 pub mod removal;
 pub mod route;
 pub mod vlan;

@@ -11,10 +11,6 @@
 //!         type filter hook prerouting priority dstnat; policy accept;
 //!         iifname @spoof_ports goto spoof_check
 //!     }
-//!     chain spoof_entry_link_local {
-//!         type filter hook input priority filter; policy accept;
-//!         ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 iifname @spoof_ports goto spoof_check
-//!     }
 //!     chain spoof_check { ... }
 //!     chain spoof_check_ipv4 { ... }
 //!     chain spoof_check_ipv6 { ... }
@@ -25,6 +21,8 @@
 //! Every rule says what may pass, and what no rule lets pass is dropped. So a frame that is cut off, malformed, or of
 //! a protocol that this program does not know does not pass either: where a rule cannot load what it asks for, it does
 //! not match.
+//!
+//! What a bridge keeps for itself comes here too: see [`ReservedFrames`](super::super::ReservedFrames).
 //!
 //! A VLAN tag is no way around: the kernel has taken the outermost off a frame before it comes here, so protocol and
 //! headers are those behind it, and what has a second one is of a protocol that does not pass.
@@ -71,15 +69,13 @@ const fn set(name: &'static str, key: &'static [KeyType]) -> Set<'static> {
 }
 
 const ENTRY: &str = "spoof_entry";
-const ENTRY_LINK_LOCAL: &str = "spoof_entry_link_local";
 const CHECK: &str = "spoof_check";
 const CHECK_IPV4: &str = "spoof_check_ipv4";
 const CHECK_IPV6: &str = "spoof_check_ipv6";
 const CHECK_UNSPECIFIED: &str = "spoof_check_unspecified";
 
-/// `dstnat` and `filter` of a bridge (`NF_BR_PRI_*`, linux/netfilter_bridge.h).
-const PRIORITY_DSTNAT: i32 = -300;
-const PRIORITY_FILTER: i32 = -200;
+/// `dstnat` of a bridge (`NF_BR_PRI_NAT_DST_BRIDGED`, linux/netfilter_bridge.h).
+const PRIORITY: i32 = -300;
 
 /// Protocols (linux/in.h) and types of messages (RFC 792, 1256, 4443, 4861, 2710, 3810).
 const IGMP: u8 = 2;
@@ -120,12 +116,9 @@ impl Part {
 }
 
 /// All chains with their rules.
-pub(super) fn parts() -> [Part; 6] {
+pub(super) fn parts() -> [Part; 5] {
     [
-        Part::base(ENTRY, Hook::Prerouting, PRIORITY_DSTNAT, vec![entry()]),
-        // A bridge hands frames to these addresses to the host by another way (br_handle_frame, net/bridge/br_input.c),
-        // and the host would take an IP packet in them for one that came by the port.
-        Part::base(ENTRY_LINK_LOCAL, Hook::Input, PRIORITY_FILTER, vec![[to_link_local(), entry()].concat()]),
+        Part::base(ENTRY, Hook::Prerouting, PRIORITY, vec![entry()]),
         Part::regular(CHECK, check()),
         Part::regular(CHECK_IPV4, check_ipv4()),
         Part::regular(CHECK_IPV6, check_ipv6()),
@@ -135,7 +128,7 @@ pub(super) fn parts() -> [Part; 6] {
 
 /// Everything but elements. Written so that it does not matter what of it is there, or if somebody else makes it at the
 /// same time.
-pub(super) fn add_skeleton(transaction: &mut Transaction, parts: [Part; 6]) {
+pub(super) fn add_skeleton(transaction: &mut Transaction, parts: [Part; 5]) {
     transaction.add_table(TABLE);
     for set in SETS {
         transaction.add_set(set);
@@ -159,15 +152,6 @@ pub(super) fn add_skeleton(transaction: &mut Transaction, parts: [Part; 6]) {
 /// `iifname @spoof_ports goto spoof_check`
 fn entry() -> Vec<Expr> {
     vec![expr::load_meta(MetaKey::Iifname, Register::Reg1), expr::lookup(PORTS.name), goto(CHECK)]
-}
-
-/// `ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00`
-fn to_link_local() -> Vec<Expr> {
-    vec![
-        expr::load_link_header(0, 6, Register::Reg1),
-        expr::mask(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]),
-        expr::compare(Operator::Equal, &[0x01, 0x80, 0xc2, 0, 0, 0]),
-    ]
 }
 
 fn check() -> Vec<Vec<Expr>> {

@@ -49,11 +49,6 @@ const LISTING: &str = "table bridge bridgehead {
 		iifname @spoof_ports goto spoof_check
 	}
 
-	chain spoof_entry_link_local {
-		type filter hook input priority filter; policy accept;
-		ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 iifname @spoof_ports goto spoof_check
-	}
-
 	chain spoof_check {
 		iifname . ether saddr . ip saddr @spoof_ipv4 goto spoof_check_ipv4
 		iifname . ether saddr . ip6 saddr @spoof_ipv6 goto spoof_check_ipv6
@@ -165,7 +160,7 @@ fn rules_that_somebody_took_away_are_put_back() {
     pod.ensure_with(&mut nft).unwrap();
     let whole = run("nft -s list chain bridge bridgehead spoof_check");
     let chains = rules::parts().map(|part| part.chain.name);
-    assert_eq!(chains.len(), 6);
+    assert_eq!(chains.len(), 5);
     for chain in chains {
         run(&format!("nft flush chain bridge bridgehead {chain}"));
         assert_eq!(
@@ -189,7 +184,7 @@ fn rules_that_somebody_took_away_are_put_back() {
     assert_eq!(names(&pod.observe_with(&mut nft).unwrap()), "");
     run("nft flush ruleset");
     pod.remove_with(&mut nft).unwrap();
-    assert_eq!(pod.observe_with(&mut nft).unwrap().len(), 6 + 8);
+    assert_eq!(pod.observe_with(&mut nft).unwrap().len(), 5 + 8);
 }
 
 #[test]
