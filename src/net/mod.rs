@@ -4,6 +4,7 @@ pub mod child;
 pub mod error;
 pub mod iptables;
 pub mod mac;
+pub mod module;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

@@ -4,6 +4,7 @@
 //! has a hundred attributes of which six matter, and one that is unknown or odd must not make a link vanish.
 
 pub mod address;
+pub mod feature;
 pub mod link;
 pub mod port;
 pub mod removal;
