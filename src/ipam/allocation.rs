@@ -12,6 +12,7 @@ use super::directory::{errno_of, read_all};
 use super::range::{RangeSet, to_address};
 use super::reservation::{Draft, Found, Owner, look};
 use super::store::LockedStore;
+use super::survey::Usage;
 use crate::spec::result::IpConfig;
 use crate::spec::{CniError, Code, Prefix};
 
@@ -108,8 +109,8 @@ impl LockedStore {
             address = self.try_all(set, last.address, owner)?;
         }
         let Some(address) = address else {
-            let (taken, total) = self.usage_of(set);
-            let msg = format!("no IP addresses available in range set: {set}");
+            let Usage { ranges, taken, total } = self.usage_of(set);
+            let msg = format!("no IP addresses available in range set: {ranges}");
             let details =
                 format!("{taken} of {total} addresses are taken in {}", self.directory.path().display());
             return Err(CniError::new(Code::Exhausted, msg).with_details(details));

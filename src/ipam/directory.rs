@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::spec::{CniError, Code};
@@ -30,6 +30,12 @@ impl Directory {
         Ok(Self { fd: uninterrupted(|| open(path, flags, Mode::empty()))?, path: path.to_owned() })
     }
 
+    /// Opens a directory that is this program's own: it is none if a symbolic link stands in its place.
+    pub(super) fn open_own(path: &Path) -> Result<Self, Errno> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(Self { fd: uninterrupted(|| open(path, flags, Mode::empty()))?, path: path.to_owned() })
+    }
+
     /// Where it was when it was opened.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -44,6 +50,18 @@ impl Directory {
     pub(super) fn open_file(&self, name: &str, flags: OFlag, mode: u32) -> Result<File, Errno> {
         let safe = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(mode);
+        if name.contains('/') {
+            // A directory of its own in it may have been replaced by a link, too.
+            let how = OpenHow::new()
+                .flags(flags | safe)
+                .mode(mode)
+                .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+            match uninterrupted(|| openat2(&self.fd, name, how)) {
+                // Kernels before 5.6, and filters of system calls that do not know it.
+                Err(Errno::ENOSYS | Errno::EPERM) => {}
+                outcome => return outcome.map(File::from),
+            }
+        }
         uninterrupted(|| openat(&self.fd, name, flags | safe, mode)).map(File::from)
     }
 
@@ -55,6 +73,16 @@ impl Directory {
     /// Removes the name of a file; one that is not there is an error (ENOENT).
     pub(super) fn unlink(&self, name: &str) -> Result<(), Errno> {
         unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)
+    }
+
+    /// Removes a directory in it; one that is not empty is an error (ENOTEMPTY).
+    pub(super) fn remove_directory(&self, name: &str) -> Result<(), Errno> {
+        unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir)
+    }
+
+    /// What lstat(2) says of a name in it.
+    pub(super) fn stat_of(&self, name: &str) -> Result<FileStat, Errno> {
+        fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)
     }
 
     /// What stat(2) says of the directory itself.

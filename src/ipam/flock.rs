@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::directory::{errno_of, state_error};
-use crate::spec::{CniError, Code};
+use crate::spec::names::{check_identifier, check_ifname};
+use crate::spec::{CniError, Code, Command};
 
 /// With whom a lock is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +140,27 @@ fn holder(dev: u64, ino: u64) -> Option<String> {
     };
     let command = String::from_utf8_lossy(&command).replace('\0', " ");
     let command: String = command.trim().chars().take(200).collect();
-    Some(if command.is_empty() { format!("process {pid}") } else { format!("process {pid} ({command})") })
+    let process =
+        if command.is_empty() { format!("process {pid}") } else { format!("process {pid} ({command})") };
+    let call = std::fs::read(format!("/proc/{pid}/environ")).ok().and_then(|environ| call_of(&environ));
+    Some(call.map_or_else(|| process.clone(), |call| format!("{process}, {call}")))
+}
+
+/// What a plugin was called for, by its environment (proc_pid_environ(5)); `None` for other programs.
+fn call_of(environ: &[u8]) -> Option<String> {
+    let variable = |name: &str| {
+        let mut entries = environ.split(|byte| *byte == 0);
+        let value = entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+        std::str::from_utf8(value).ok()
+    };
+    let verb = Command::parse(variable("CNI_COMMAND")?)?.as_str();
+    // What is printed is what a plugin accepts, and nothing else that a process may have there.
+    let id = variable("CNI_CONTAINERID").filter(|id| check_identifier(id).is_ok());
+    let ifname = variable("CNI_IFNAME").filter(|name| check_ifname(name).is_ok());
+    Some(match (id, ifname) {
+        (Some(id), Some(ifname)) => format!("{verb} of container {id} interface {ifname}"),
+        _ => verb.to_owned(),
+    })
 }
 
 /// The process id in a text like /proc/locks (Documentation/filesystems/locks.rst), whose lines read
@@ -169,6 +190,20 @@ fn holder_in(locks: &str, dev: u64, ino: u64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_holder_that_is_a_plugin_tells_what_it_does() {
+        let call = |text: &str| call_of(text.replace(' ', "\0").as_bytes());
+        assert_eq!(
+            call("PATH=/bin CNI_COMMAND=ADD CNI_IFNAME=eth0 CNI_CONTAINERID=a1 "),
+            Some("ADD of container a1 interface eth0".to_owned())
+        );
+        assert_eq!(call("CNI_COMMAND=GC"), Some("GC".to_owned()));
+        assert_eq!(call("CNI_COMMAND=ADD CNI_CONTAINERID=a/b CNI_IFNAME=e"), Some("ADD".to_owned()));
+        for other in ["", "PATH=/bin", "CNI_COMMAND=", "CNI_COMMAND=RM", "XCNI_COMMAND=ADD"] {
+            assert_eq!(call(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn the_holder_is_found_among_locks() {

@@ -8,6 +8,7 @@ use std::fs::OpenOptions;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::libc;
 use serde::Deserialize;
@@ -17,7 +18,7 @@ use super::directory::{errno_of, read_all, state_error};
 use super::range::{RangeConf, RangeSet, check_sets};
 use super::reservation::Owner;
 use super::resolv_conf;
-use super::store::{LOCK_DEADLINE, Store};
+use super::store::Store;
 use super::survey::{Usage, given_by};
 use crate::spec::result::{Dns, Route};
 use crate::spec::{Args, Attachment, CniError, CniResult, Code, NetConf, Prefix, json};
@@ -34,6 +35,7 @@ pub struct HostLocal {
     requested: Vec<IpAddr>,
     routes: Vec<Route>,
     resolv_conf: Option<PathBuf>,
+    lock_timeout: Duration,
 }
 
 /// `ipam` as it was written.
@@ -138,6 +140,7 @@ impl HostLocal {
             requested,
             routes: ipam.routes,
             resolv_conf: Some(PathBuf::from(ipam.resolv_conf)).filter(|path| !path.as_os_str().is_empty()),
+            lock_timeout: conf.ipam_lock_timeout()?,
         })
     }
 
@@ -157,7 +160,7 @@ impl HostLocal {
     /// [`LockedStore::allocate`](super::store::LockedStore::allocate); code 105 if resolvConf cannot be read.
     pub fn lease(&self, attachment: &Attachment, state: &Path) -> Result<CniResult, CniError> {
         let dns = self.dns()?;
-        let mut store = self.store(state).lock_or_create(LOCK_DEADLINE)?;
+        let mut store = self.store(state).lock_or_create(self.lock_timeout)?;
         let ips = store.allocate(&self.sets, &self.requested, &Owner::of(attachment))?;
         Ok(CniResult { interfaces: Vec::new(), ips, routes: self.routes.clone(), dns })
     }
@@ -171,7 +174,7 @@ impl HostLocal {
         state: &Path,
     ) -> Result<Vec<String>, CniError> {
         let owner = Owner::of(attachment);
-        match self.store(state).lock(LOCK_DEADLINE)? {
+        match self.store(state).lock(self.lock_timeout)? {
             Some(mut store) => store.observe(&owner, &given_by(&self.sets, expected)),
             None => Ok(vec![format!(
                 "no address is reserved for {owner}: {} is not there",
@@ -180,12 +183,9 @@ impl HostLocal {
         }
     }
 
-    /// STATUS: how much of each set is in use.
-    pub fn status(&self, state: &Path) -> Result<Vec<Usage>, CniError> {
-        Ok(match self.store(state).lock(LOCK_DEADLINE)? {
-            Some(mut store) => store.usage(&self.sets),
-            None => self.sets.iter().map(Usage::none_of).collect(),
-        })
+    /// STATUS: how much of each set is in use; see [`Store::usage`].
+    pub fn usage(&self, state: &Path, is_dead: impl FnMut(&Owner) -> bool) -> Result<Vec<Usage>, CniError> {
+        self.store(state).usage(&self.sets, is_dead)
     }
 
     fn dns(&self) -> Result<Dns, CniError> {

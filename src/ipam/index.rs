@@ -3,7 +3,8 @@
 //! The directory of reservations is the truth and is shared with the Go plugins; this is only ours, and lost with
 //! every boot. It lies in `<state>/ipam/<network>.<device>-<inode of the directory>/`:
 //!
-//! * `owners/<container id>:<interface>`: the owner's addresses, one per line;
+//! * `owners/<container id>:<interface>`: the owner's addresses, one per line, and a last line that tells that nothing
+//!   is missing;
 //! * `taken/<4 or 6>-<upper bits in hex>`: a [`Bitmap`] of the addresses that share them, as a sparse file. A hint:
 //!   whether an address can be had is decided by link(2) alone;
 //! * `stamp`: which state of the directory all this describes.
@@ -30,6 +31,9 @@ use super::directory::{Directory, errno_of};
 use super::range::to_number;
 use super::reservation::Owner;
 use crate::spec::digest::sha512_hex;
+
+/// The last line of an owner's file.
+const END: &str = "end";
 
 /// Everything that a directory holds.
 pub(super) type Owners = BTreeMap<Owner, Vec<IpAddr>>;
@@ -90,7 +94,7 @@ impl Index {
         // The number makes it unique; the name is for people, and must leave room for the number.
         let name: String = network.chars().take(200).collect();
         let path = state.join("ipam").join(format!("{name}.{dev:x}-{ino:x}"));
-        let directory = Directory::open(&path).ok();
+        let directory = Directory::open_own(&path).ok();
         let stamp = directory.as_ref().and_then(|it| it.open_file("stamp", OFlag::O_RDWR, 0).ok());
         Self { path, directory, stamp, owners: None, blocks: BTreeMap::new() }
     }
@@ -124,6 +128,13 @@ impl Index {
     }
 
     fn write(&mut self, owners: &Owners) -> Result<(), Errno> {
+        // First of all: if this call is killed while the rest goes, nobody must believe what is left.
+        if let Some(directory) = self.directory.take() {
+            match directory.unlink("stamp") {
+                Ok(()) | Err(Errno::ENOENT | Errno::EISDIR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
         let removed = match std::fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => std::fs::remove_file(&self.path),
             other => other,
@@ -132,12 +143,17 @@ impl Index {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(errno_of(&error)),
             _ => {}
         }
+        if let Some(parent) = self.path.parent()
+            && parent.is_symlink()
+        {
+            std::fs::remove_file(parent).map_err(|error| errno_of(&error))?;
+        }
         for part in ["owners", "taken"] {
             let mut builder = std::fs::DirBuilder::new();
             let made = builder.recursive(true).mode(0o700).create(self.path.join(part));
             made.map_err(|error| errno_of(&error))?;
         }
-        let directory = Directory::open(&self.path)?;
+        let directory = Directory::open_own(&self.path)?;
         for (owner, addresses) in owners {
             write_owner(&directory, owner, addresses)?;
         }
@@ -187,8 +203,7 @@ impl Index {
             Err(Errno::ENOENT) => return Ok(Vec::new()),
             Err(_) => return Err(Unknown),
         };
-        let lines = str::from_utf8(&content).map_err(|_| Unknown)?.lines();
-        lines.map(|line| line.parse().map_err(|_| Unknown)).collect()
+        decode(&content).ok_or(Unknown)
     }
 
     /// All owners; known only if [`Self::is_fresh`].
@@ -276,7 +291,7 @@ impl Index {
         let mut ids: Vec<BlockId> = self.blocks.keys().copied().collect();
         if !self.is_fresh()
             && let Some(Ok(taken)) =
-                self.directory.as_ref().map(|it| Directory::open(&it.path().join("taken")))
+                self.directory.as_ref().map(|it| Directory::open_own(&it.path().join("taken")))
         {
             let names = taken.entries().unwrap_or_default();
             ids.extend(names.iter().filter_map(|(name, _)| BlockId::parse(name)));
@@ -342,8 +357,15 @@ fn owner_file(owner: &Owner) -> String {
     if name.len() <= 255 { format!("owners/{name}") } else { format!("owners/#{}", sha512_hex(&[&name], 64)) }
 }
 
+/// The addresses in an owner's file; `None` if it is not as it was written.
+fn decode(content: &[u8]) -> Option<Vec<IpAddr>> {
+    let lines = str::from_utf8(content).ok()?.strip_suffix(END)?.lines();
+    lines.map(|line| line.parse().ok()).collect()
+}
+
 fn write_owner(directory: &Directory, owner: &Owner, addresses: &[IpAddr]) -> Result<(), Errno> {
-    let content: String = addresses.iter().map(|address| format!("{address}\n")).collect();
+    let mut content: String = addresses.iter().map(|address| format!("{address}\n")).collect();
+    content.push_str(END);
     let mut file = create(directory, &owner_file(owner))?;
     file.write_all(content.as_bytes()).map_err(|error| errno_of(&error))
 }

@@ -13,6 +13,8 @@
 mod allocation;
 mod bitmap;
 mod boot;
+#[cfg(test)]
+mod damage_tests;
 mod directory;
 pub mod fixed;
 pub mod flock;

@@ -23,6 +23,9 @@ use crate::spec::{Attachment, CniError};
 /// plugins pass over it. There is never more than one, since it exists only under the lock.
 pub(super) const DRAFT: &str = ".bridgehead-draft";
 
+/// How many other names are tried, each with a number at its end, if something is in the way that cannot be removed.
+const MORE_DRAFTS: usize = 8;
+
 /// Whose a reservation is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
@@ -79,8 +82,9 @@ pub(super) enum Found {
     Absent,
     /// A reservation, and the boot that it is marked with.
     Owned(Owner, Option<BootId>),
-    /// A file without content: the Go plugin creates the file first and writes afterwards, so this is what is left
-    /// of it if it was killed in between, or of anybody's after a power failure. It belongs to nobody.
+    /// A file without content, or with what is no text: the Go plugin creates the file first and writes afterwards,
+    /// so this is what is left of it if it was killed in between, or of anybody's after a power failure. Also a file
+    /// with a mark of ours whose content is not ours any more. It belongs to nobody.
     Torn(Option<BootId>),
     /// Something that is no reservation but occupies the name: a directory, a symbolic link, a file that cannot be
     /// read, or text that somebody put there by hand to keep the address out of use.
@@ -101,17 +105,18 @@ pub(super) fn look(directory: &Directory, address: IpAddr, kind: Option<Type>) -
         return Found::Opaque;
     }
     let Ok(content) = read_all(&mut file) else { return Found::Opaque };
-    if content.len() >= MAX_READ {
-        return Found::Opaque;
+    let mark = BootId::of(&file);
+    let text = str::from_utf8(&content).ok();
+    if let Some(owner) = text.filter(|_| content.len() < MAX_READ).and_then(Owner::decode) {
+        return Found::Owned(owner, mark);
     }
-    // After a power failure a filesystem may show as many zeros as there should be content.
-    if content.iter().all(|byte| *byte == 0 || byte.is_ascii_whitespace()) {
-        return Found::Torn(BootId::of(&file));
-    }
-    match str::from_utf8(&content).ok().and_then(Owner::decode) {
-        Some(owner) => Found::Owned(owner, BootId::of(&file)),
-        None => Found::Opaque,
-    }
+    if mark.is_some() || text.is_none_or(is_torn) { Found::Torn(mark) } else { Found::Opaque }
+}
+
+/// Whether nobody has written this. After a power failure a filesystem may show zeros, or what else the disk had,
+/// where there should be content, wholly or in part.
+fn is_torn(text: &str) -> bool {
+    text.trim().is_empty() || text.chars().any(|c| c.is_control() && !c.is_whitespace())
 }
 
 /// Whose the reservation of an address is, if anybody's. Cheaper than [`look`]: for addresses of one's own.
@@ -128,6 +133,7 @@ pub(super) fn owner_of(directory: &Directory, address: IpAddr) -> Option<Owner> 
 pub(super) struct Draft<'a> {
     directory: &'a Directory,
     litter: &'a Cell<bool>,
+    name: String,
 }
 
 impl<'a> Draft<'a> {
@@ -139,17 +145,8 @@ impl<'a> Draft<'a> {
         boot: Option<&BootId>,
     ) -> Result<Self, CniError> {
         let failed = |errno| directory.error("write", DRAFT, errno);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-        let mut file: File = match directory.open_file(DRAFT, flags, 0o600) {
-            // Left by a process that was killed; nobody else is here. It is not written anew in place, because it
-            // may have got its address already and would be somebody's reservation.
-            Err(Errno::EEXIST) => directory
-                .unlink(DRAFT)
-                .and_then(|()| directory.open_file(DRAFT, flags, 0o600))
-                .map_err(failed)?,
-            other => other.map_err(failed)?,
-        };
-        let draft = Self { directory, litter };
+        let (name, mut file) = create_draft(directory).map_err(failed)?;
+        let draft = Self { directory, litter, name };
         file.write_all(owner.encode().as_bytes()).map_err(|error| failed(errno_of(&error)))?;
         if let Some(boot) = boot
             && let Err(errno) = boot.mark(&file)
@@ -163,7 +160,7 @@ impl<'a> Draft<'a> {
     pub(super) fn publish(&self, address: IpAddr) -> Result<bool, CniError> {
         let name = address.to_string();
         let fd = self.directory.fd();
-        match linkat(fd, DRAFT, fd, name.as_str(), AtFlags::empty()) {
+        match linkat(fd, self.name.as_str(), fd, name.as_str(), AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::EEXIST) => Ok(false),
             Err(errno) => Err(self.directory.error("create", &name, errno)),
@@ -173,11 +170,40 @@ impl<'a> Draft<'a> {
 
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
-        if let Err(errno) = self.directory.unlink(DRAFT) {
+        if let Err(errno) = self.directory.unlink(&self.name) {
             self.litter.set(true);
-            log::debug!("{}", self.directory.error("remove", DRAFT, errno));
+            log::debug!("{}", self.directory.error("remove", &self.name, errno));
         }
     }
+}
+
+/// Creates an empty draft, with the name that it has.
+///
+/// One that is there was left by a process that was killed; nobody else is here. It is not written anew in place,
+/// because it may have got its address already and would be somebody's reservation.
+fn create_draft(directory: &Directory) -> Result<(String, File), Errno> {
+    let create =
+        |name: &str| directory.open_file(name, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600);
+    let mut name = DRAFT.to_owned();
+    for number in 1..=MORE_DRAFTS {
+        match create(&name) {
+            Ok(file) => return Ok((name, file)),
+            Err(Errno::EEXIST) if clear(directory, &name) => {}
+            // What cannot be removed, such as a directory with something in it, is left alone.
+            Err(Errno::EEXIST) => name = format!("{DRAFT}-{number}"),
+            Err(errno) => return Err(errno),
+        }
+    }
+    create(&name).map(|file| (name, file))
+}
+
+/// Removes whatever has a name, except for a directory that is not empty; whether it is gone.
+pub(super) fn clear(directory: &Directory, name: &str) -> bool {
+    let outcome = match directory.unlink(name) {
+        Err(Errno::EISDIR | Errno::EPERM) => directory.remove_directory(name),
+        outcome => outcome,
+    };
+    matches!(outcome, Ok(()) | Err(Errno::ENOENT))
 }
 
 #[cfg(test)]

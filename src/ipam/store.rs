@@ -26,11 +26,8 @@ use super::directory::{Directory, errno_of, state_error};
 use super::flock::Held;
 use super::index::{Index, Owners};
 use super::lock::{self, Taken};
-use super::reservation::{DRAFT, Found, Owner, address_of, look, owner_of};
+use super::reservation::{DRAFT, Found, Owner, address_of, clear, look, owner_of};
 use crate::spec::{CniError, Code};
-
-/// How long to wait for the lock when nobody says otherwise.
-pub const LOCK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where a network's reservations are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +48,14 @@ pub struct LockedStore {
     /// Whether a file that means nothing could not be removed.
     pub(super) litter: Cell<bool>,
     _lock: Held,
+}
+
+/// A store as it is seen without its lock.
+pub(super) struct Glance {
+    pub(super) directory: Directory,
+    /// The index, if it agrees with the directory.
+    pub(super) index: Option<Index>,
+    pub(super) boot: Option<BootId>,
 }
 
 impl Store {
@@ -112,10 +117,7 @@ impl Store {
                 return Err(CniError::new(Code::TryAgainLater, msg));
             }
         };
-        let stat = directory.stat().map_err(|errno| state_error("stat", &self.path, errno))?;
-        let boot = BootId::current();
-        let index = Index::open(&self.state, &self.network, stat.st_dev, stat.st_ino);
-        let trusted = index.has_stamp(&stamp(boot.as_ref(), stat.st_mtime, stat.st_mtime_nsec));
+        let (index, boot, is_trusted) = self.recall(&directory)?;
         let mut locked = LockedStore {
             directory,
             index,
@@ -124,15 +126,51 @@ impl Store {
             litter: Cell::new(false),
             _lock: held,
         };
-        if !trusted {
+        if !is_trusted {
             locked.rebuild()?;
         }
         Ok(Some(locked))
     }
 
-    /// Releases all that an owner has and returns it. Nothing there is success, and nothing is created.
-    pub fn release(&self, owner: &Owner) -> Result<Vec<IpAddr>, CniError> {
-        self.lock(LOCK_DEADLINE)?.map_or_else(|| Ok(Vec::new()), |mut locked| locked.release(owner))
+    /// Looks at the store without the lock and without any change; `None` if there is no directory.
+    pub(super) fn glance(&self) -> Result<Option<Glance>, CniError> {
+        let directory = match Directory::open(&self.path) {
+            Ok(directory) => directory,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(state_error("open", &self.path, errno)),
+        };
+        let (index, boot, is_trusted) = self.recall(&directory)?;
+        Ok(Some(Glance { directory, index: is_trusted.then_some(index), boot }))
+    }
+
+    /// What is remembered of the directory, this boot, and whether both belong together.
+    fn recall(&self, directory: &Directory) -> Result<(Index, Option<BootId>, bool), CniError> {
+        let stat = directory.stat().map_err(|errno| state_error("stat", &self.path, errno))?;
+        let boot = BootId::current();
+        let index = Index::open(&self.state, &self.network, stat.st_dev, stat.st_ino);
+        let is_trusted = index.has_stamp(&stamp(boot.as_ref(), stat.st_mtime, stat.st_mtime_nsec));
+        Ok((index, boot, is_trusted))
+    }
+
+    /// Releases all that an owner has and returns it, waiting for the lock as long as `patience`. Nothing there is
+    /// success, and nothing is created.
+    ///
+    /// `given` are addresses that it is believed to have: if the index knows of none, it is not believed before these
+    /// were looked at.
+    pub fn release(
+        &self,
+        owner: &Owner,
+        given: &[IpAddr],
+        patience: Duration,
+    ) -> Result<Vec<IpAddr>, CniError> {
+        let Some(mut locked) = self.lock(patience)? else { return Ok(Vec::new()) };
+        let released = locked.release(owner)?;
+        let is_owners = |address: &IpAddr| owner_of(&locked.directory, *address).as_ref() == Some(owner);
+        if !released.is_empty() || !given.iter().any(is_owners) {
+            return Ok(released);
+        }
+        locked.rebuild()?;
+        locked.release(owner)
     }
 }
 
@@ -167,14 +205,20 @@ impl LockedStore {
             owner = owner.without_ifname();
             addresses = self.owned(&owner)?;
         }
+        self.release_these(&owner, &addresses)?;
+        Ok(addresses)
+    }
+
+    /// Releases what an owner is known to have.
+    pub(super) fn release_these(&mut self, owner: &Owner, addresses: &[IpAddr]) -> Result<(), CniError> {
         if addresses.is_empty() {
-            return Ok(addresses);
+            return Ok(());
         }
-        let (released, failures) = self.unlink_all(&addresses);
+        let (released, failures) = self.unlink_all(addresses);
         if failures.is_empty() {
-            self.index.remove(&owner, &released);
+            self.index.remove(owner, &released);
             self.seal();
-            return Ok(released);
+            return Ok(());
         }
         // Without a seal the next call builds the index anew, from what is really there.
         Err(join(failures))
@@ -211,42 +255,32 @@ impl LockedStore {
     /// Reads the whole directory and builds the index from it, removing what is provably dead on the way:
     ///
     /// * reservations that another boot of this machine has made: their pods cannot be alive;
-    /// * files without content: their writer holds the lock while it writes, and it is we who hold it;
+    /// * files without content, or with what was never text: their writer holds the lock while it writes, and it is
+    ///   we who hold it;
     /// * a draft of ours, for the same reason.
     ///
     /// A reservation that the Go plugin made carries no boot id and is never judged.
     pub(super) fn rebuild(&mut self) -> Result<(), CniError> {
-        let current = self.boot.clone().filter(|_| boot::is_local(&self.directory));
-        let is_dead = |mark: &Option<BootId>| match (&current, mark) {
-            (Some(current), Some(mark)) => current != mark,
-            _ => false,
-        };
+        let current = boot_to_judge_by(self.boot.clone(), &self.directory);
         let entries = self.directory.entries().map_err(|errno| self.directory.error("list", "", errno))?;
         let mut owners = Owners::new();
         let mut opaque = Vec::new();
         for (name, kind) in entries {
-            if name == DRAFT {
+            if name.starts_with(DRAFT) {
                 self.discard(&name);
                 continue;
             }
             let Some(address) = address_of(&name) else { continue };
-            match look(&self.directory, address, kind) {
-                Found::Absent => {}
-                Found::Opaque => opaque.push(address),
-                // Somebody may have emptied a reservation of ours; its pod may well be alive.
-                Found::Torn(mark) if mark.is_some() && !is_dead(&mark) => opaque.push(address),
-                Found::Torn(_) => {
-                    if !self.discard(&name) {
-                        opaque.push(address);
-                    }
-                }
-                Found::Owned(owner, mark) => {
-                    if is_dead(&mark) && self.discard(&name) {
-                        self.reclaimed.push((owner, address));
-                    } else {
-                        owners.entry(owner).or_default().push(address);
-                    }
-                }
+            match judge(look(&self.directory, address, kind), current.as_ref()) {
+                Judged::Absent => {}
+                Judged::Nobodys => opaque.push(address),
+                Judged::Dead(owner) => match (self.discard(&name), owner) {
+                    (true, Some(owner)) => self.reclaimed.push((owner, address)),
+                    (true, None) => {}
+                    (false, Some(owner)) => owners.entry(owner).or_default().push(address),
+                    (false, None) => opaque.push(address),
+                },
+                Judged::Owned(owner) => owners.entry(owner).or_default().push(address),
             }
         }
         owners.values_mut().for_each(|addresses| addresses.sort());
@@ -257,16 +291,49 @@ impl LockedStore {
 
     /// Removes a name that means nothing any more; whether it is gone.
     fn discard(&self, name: &str) -> bool {
-        match self.directory.unlink(name) {
-            Ok(()) => {
-                log::info!("removed {}: what it was for is gone", self.directory.path().join(name).display());
-                true
-            }
-            Err(errno) => {
-                log::warn!("{}", self.directory.error("remove", name, errno));
-                false
-            }
+        let path = self.directory.path().join(name);
+        let gone = clear(&self.directory, name);
+        if gone {
+            log::info!("removed {}: what it was for is gone", path.display());
+        } else {
+            log::warn!("could not remove {}", path.display());
         }
+        gone
+    }
+}
+
+/// What a name in the directory means.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Judged {
+    /// It is not there.
+    Absent,
+    /// It keeps its address from being used, and nobody knows for whom.
+    Nobodys,
+    /// What it was for is gone; whose it was, if it tells.
+    Dead(Option<Owner>),
+    /// It is a reservation.
+    Owned(Owner),
+}
+
+/// The boot by which marks are judged; `None` where nothing can be said by them.
+pub(super) fn boot_to_judge_by(current: Option<BootId>, directory: &Directory) -> Option<BootId> {
+    current.filter(|_| boot::is_local(directory))
+}
+
+/// Judges what stands at an address by what it says alone; `current` is this boot, if that means anything.
+pub(super) fn judge(found: Found, current: Option<&BootId>) -> Judged {
+    let is_of_another_boot = |mark: &Option<BootId>| match (current, mark) {
+        (Some(current), Some(mark)) => current != mark,
+        _ => false,
+    };
+    match found {
+        Found::Absent => Judged::Absent,
+        Found::Opaque => Judged::Nobodys,
+        // Somebody may have emptied a reservation of ours; its pod may well be alive.
+        Found::Torn(mark) if mark.is_some() && !is_of_another_boot(&mark) => Judged::Nobodys,
+        Found::Torn(_) => Judged::Dead(None),
+        Found::Owned(owner, mark) if is_of_another_boot(&mark) => Judged::Dead(Some(owner)),
+        Found::Owned(owner, _) => Judged::Owned(owner),
     }
 }
 

@@ -11,19 +11,18 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::range::{RangeConf, RangeSet};
-use super::store::LOCK_DEADLINE;
 use super::{HostLocal, LockedStore, Owner, Store};
-use crate::spec::config::{ValidAttachment, ValidAttachments};
+use crate::spec::config::{LOCK_TIMEOUT, ValidAttachment, ValidAttachments};
 use crate::spec::{Args, Attachment, NetConf};
 
 /// Private directories for one test, removed at its end.
-struct Place {
-    root: PathBuf,
-    state: PathBuf,
+pub(super) struct Place {
+    pub(super) root: PathBuf,
+    pub(super) state: PathBuf,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let root = std::env::temp_dir().join(format!("bridgehead-ipam-{}-{number}", std::process::id()));
@@ -32,7 +31,7 @@ impl Place {
     }
 
     /// With the state on a tmpfs, as it is in use.
-    fn with_fast_state() -> Self {
+    pub(super) fn with_fast_state() -> Self {
         let mut place = Self::new();
         let state = Path::new("/dev/shm").join(place.root.file_name().unwrap());
         fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
@@ -40,40 +39,40 @@ impl Place {
         place
     }
 
-    fn state(&self) -> PathBuf {
+    pub(super) fn state(&self) -> PathBuf {
         self.state.clone()
     }
 
-    fn store(&self) -> Store {
+    pub(super) fn store(&self) -> Store {
         Store::new(&self.root.join("data"), "net", &self.state())
     }
 
-    fn lock(&self) -> LockedStore {
-        self.store().lock_or_create(LOCK_DEADLINE).unwrap()
+    pub(super) fn lock(&self) -> LockedStore {
+        self.store().lock_or_create(LOCK_TIMEOUT).unwrap()
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.root.join("data/net").join(name)
     }
 
     /// A reservation as the Go plugin leaves one.
-    fn write(&self, name: &str, content: &str) {
+    pub(super) fn write(&self, name: &str, content: &str) {
         fs::create_dir_all(self.root.join("data/net")).unwrap();
         fs::write(self.file(name), content).unwrap();
     }
 
-    fn read(&self, name: &str) -> String {
+    pub(super) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.file(name)).unwrap()
     }
 
     /// The reserved addresses, as the names in the directory tell.
-    fn reserved(&self) -> BTreeSet<String> {
+    pub(super) fn reserved(&self) -> BTreeSet<String> {
         let names = fs::read_dir(self.root.join("data/net")).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name != "lock" && !name.starts_with("last_reserved_ip")).collect()
     }
 
-    fn index(&self) -> PathBuf {
+    pub(super) fn index(&self) -> PathBuf {
         let mut entries = fs::read_dir(self.state().join("ipam")).unwrap();
         let path = entries.next().unwrap().unwrap().path();
         assert!(entries.next().is_none());
@@ -81,7 +80,7 @@ impl Place {
     }
 
     /// What tells whether the index was built anew: the inode of a directory that is replaced then.
-    fn built(&self) -> u64 {
+    pub(super) fn built(&self) -> u64 {
         fs::metadata(self.index().join("owners")).unwrap().ino()
     }
 }
@@ -95,11 +94,11 @@ impl Drop for Place {
     }
 }
 
-fn owner(name: &str) -> Owner {
+pub(super) fn owner(name: &str) -> Owner {
     Owner { container_id: name.into(), ifname: "eth0".into() }
 }
 
-fn sets(subnets: &[&str]) -> Vec<RangeSet> {
+pub(super) fn sets(subnets: &[&str]) -> Vec<RangeSet> {
     subnets
         .iter()
         .map(|subnet| {
@@ -109,22 +108,22 @@ fn sets(subnets: &[&str]) -> Vec<RangeSet> {
         .collect()
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 /// Allocates from these subnets and returns the addresses as text.
-fn allocate(place: &Place, subnets: &[&str], name: &str) -> Vec<String> {
+pub(super) fn allocate(place: &Place, subnets: &[&str], name: &str) -> Vec<String> {
     let configs = place.lock().allocate(&sets(subnets), &[], &owner(name)).unwrap();
     configs.iter().map(|config| config.address.address().to_string()).collect()
 }
 
-fn release(place: &Place, name: &str) -> Vec<String> {
-    place.store().release(&owner(name)).unwrap().iter().map(IpAddr::to_string).collect()
+pub(super) fn release(place: &Place, name: &str) -> Vec<String> {
+    place.store().release(&owner(name), &[], LOCK_TIMEOUT).unwrap().iter().map(IpAddr::to_string).collect()
 }
 
-const NET: &[&str] = &["10.0.0.0/24"];
-const DUAL: &[&str] = &["10.0.0.0/24", "2001:db8::/64"];
+pub(super) const NET: &[&str] = &["10.0.0.0/24"];
+pub(super) const DUAL: &[&str] = &["10.0.0.0/24", "2001:db8::/64"];
 
 #[test]
 fn the_directory_is_as_the_reference_leaves_it() {
@@ -217,7 +216,7 @@ fn each_interface_has_its_own() {
     allocate(&place, NET, "a");
     place.lock().allocate(&sets(NET), &[], &second).unwrap();
     assert_eq!(release(&place, "a"), ["10.0.0.2"]);
-    assert_eq!(place.store().release(&second).unwrap(), [ip("10.0.0.3")]);
+    assert_eq!(place.store().release(&second, &[], LOCK_TIMEOUT).unwrap(), [ip("10.0.0.3")]);
 }
 
 #[test]
@@ -392,7 +391,7 @@ fn reservations_of_another_boot_are_free() {
     assert_eq!(release(&place, "a"), [""; 0]);
 }
 
-fn set_boot(path: &Path, boot: &str) {
+pub(super) fn set_boot(path: &Path, boot: &str) {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
     // SAFETY: both names are C strings, and the kernel reads exactly the given number of bytes of the value.
@@ -456,7 +455,8 @@ fn usage_counts_only_what_a_set_can_give() {
     }
     // Once from the index that was built in this call, once from the files.
     for _ in 0..2 {
-        let usage = place.lock().usage(&sets(&["10.0.0.0/24", "2001:db8::/64", "10.0.0.0/8"]));
+        let sets = sets(&["10.0.0.0/24", "2001:db8::/64", "10.0.0.0/8"]);
+        let usage = place.store().usage(&sets, |_| false).unwrap();
         let counts: Vec<(u128, u128)> = usage.iter().map(|it| (it.taken, it.total)).collect();
         assert_eq!(counts, [(2, 253), (1, (1 << 64) - 2), (3, (1 << 24) - 3)]);
     }
@@ -466,7 +466,7 @@ fn usage_counts_only_what_a_set_can_give() {
 fn nothing_is_created_but_by_add() {
     let place = Place::new();
     assert_eq!(release(&place, "a"), [""; 0]);
-    assert!(place.store().lock(LOCK_DEADLINE).unwrap().is_none());
+    assert!(place.store().lock(LOCK_TIMEOUT).unwrap().is_none());
     assert_eq!(fs::read_dir(&place.root).unwrap().count(), 0);
 }
 
@@ -602,7 +602,7 @@ fn from_the_configuration_to_the_result() {
     let ipam = HostLocal::parse(&conf, &Args::default()).unwrap();
     let attachment = Attachment { network: "net".into(), container_id: "a".into(), ifname: "eth0".into() };
     assert!(!ipam.observe(&attachment, &[], &place.state()).unwrap().is_empty());
-    assert_eq!(ipam.status(&place.state()).unwrap()[0].taken, 0);
+    assert_eq!(ipam.usage(&place.state(), |_| false).unwrap()[0].taken, 0);
     let result = ipam.lease(&attachment, &place.state()).unwrap();
     assert_eq!(
         serde_json::to_value(&result).unwrap(),
@@ -615,8 +615,11 @@ fn from_the_configuration_to_the_result() {
     );
     let other = [ip("10.0.0.2"), ip("192.168.0.1")];
     assert!(ipam.observe(&attachment, &other, &place.state()).unwrap().is_empty());
-    assert_eq!(ipam.status(&place.state()).unwrap()[0].taken, 1);
-    assert_eq!(ipam.store(&place.state()).release(&Owner::of(&attachment)).unwrap().len(), 1);
+    assert_eq!(ipam.usage(&place.state(), |_| false).unwrap()[0].taken, 1);
+    assert_eq!(
+        ipam.store(&place.state()).release(&Owner::of(&attachment), &[], LOCK_TIMEOUT).unwrap().len(),
+        1
+    );
     fs::remove_file(resolv).unwrap();
     let error = ipam.lease(&attachment, &place.state()).unwrap_err();
     assert_eq!(error.code, 105);
@@ -644,7 +647,7 @@ fn cost() {
             place.lock().allocate(&sets, &[], &owner).unwrap();
             lease.push(began.elapsed());
             let began = Instant::now();
-            place.store().release(&owner).unwrap();
+            place.store().release(&owner, &[], LOCK_TIMEOUT).unwrap();
             free.push(began.elapsed());
         }
         lease.sort();

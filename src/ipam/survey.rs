@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use nix::dir::Type;
+
+use super::index::Index;
 use super::range::{RangeSet, to_number};
-use super::reservation::{Found, Owner, look};
-use super::store::{LockedStore, join};
+use super::reservation::{Found, Owner, address_of, look};
+use super::store::{Glance, Judged, LockedStore, Store, boot_to_judge_by, join, judge};
 use crate::spec::CniError;
 use crate::spec::config::ValidAttachments;
 
@@ -26,6 +29,16 @@ impl Usage {
         Self { ranges: set.to_string(), taken: 0, total: set.size() }
     }
 
+    /// The use of a set as an index knows it.
+    fn of(set: &RangeSet, index: &mut Index) -> Self {
+        let stretches = set.stretches_after(None);
+        let taken = stretches
+            .iter()
+            .map(|it| index.count_taken(set.is_ipv4(), it.first, it.last, it.gateway()))
+            .fold(0, u128::saturating_add);
+        Self { taken, ..Self::none_of(set) }
+    }
+
     /// Whether nothing is left.
     pub fn is_exhausted(&self) -> bool {
         self.taken >= self.total
@@ -39,6 +52,56 @@ pub struct Collected {
     pub released: Vec<(Owner, IpAddr)>,
     /// What could not be released.
     pub failures: Vec<CniError>,
+}
+
+impl Store {
+    /// How much of each set is in use, seen without the lock and without any change: while others work, it may be
+    /// over by one call.
+    ///
+    /// A set is exhausted if an ADD would find nothing in it: a reservation that it would reclaim counts as free,
+    /// which `is_dead` tells of those that do not tell it by themselves. Only as many are looked at as it takes.
+    ///
+    /// Errors: code 105 if the directory cannot be read.
+    pub fn usage(
+        &self,
+        sets: &[RangeSet],
+        mut is_dead: impl FnMut(&Owner) -> bool,
+    ) -> Result<Vec<Usage>, CniError> {
+        let Some(Glance { directory, mut index, boot }) = self.glance()? else {
+            return Ok(sets.iter().map(Usage::none_of).collect());
+        };
+        if let Some(index) = &mut index {
+            let usage: Vec<Usage> = sets.iter().map(|set| Usage::of(set, index)).collect();
+            if !usage.iter().any(Usage::is_exhausted) {
+                return Ok(usage);
+            }
+        }
+        let entries = directory.entries().map_err(|errno| directory.error("list", "", errno))?;
+        let taken: Vec<(IpAddr, Option<Type>)> =
+            entries.iter().filter_map(|(name, kind)| Some((address_of(name)?, *kind))).collect();
+        let current = boot_to_judge_by(boot, &directory);
+        let mut is_free = |address: IpAddr, kind: Option<Type>| match judge(
+            look(&directory, address, kind),
+            current.as_ref(),
+        ) {
+            Judged::Absent | Judged::Dead(_) => true,
+            Judged::Nobodys => false,
+            Judged::Owned(owner) => is_dead(&owner),
+        };
+        Ok(sets
+            .iter()
+            .map(|set| {
+                let is_given =
+                    |address: IpAddr| set.range_of(address).is_some_and(|range| range.gateway() != address);
+                let of_set: Vec<_> = taken.iter().filter(|(address, _)| is_given(*address)).collect();
+                let mut usage = Usage { taken: of_set.len() as u128, ..Usage::none_of(set) };
+                if usage.is_exhausted() && of_set.iter().any(|(address, kind)| is_free(*address, *kind)) {
+                    usage.taken -= 1;
+                }
+                usage
+            })
+            .collect())
+    }
 }
 
 impl LockedStore {
@@ -88,37 +151,40 @@ impl LockedStore {
         };
         let owners = self.index.owners().cloned().unwrap_or_default();
         for (owner, addresses) in owners.into_iter().filter(|(owner, _)| !is_valid(owner)) {
-            let (released, failures) = self.unlink_all(&addresses);
-            if failures.is_empty() {
-                self.index.remove(&owner, &released);
+            match self.release_these(&owner, &addresses) {
+                Ok(()) => {
+                    collected.released.extend(addresses.into_iter().map(|address| (owner.clone(), address)))
+                }
+                Err(failure) => collected.failures.push(failure),
             }
-            collected.released.extend(released.into_iter().map(|address| (owner.clone(), address)));
-            collected.failures.extend(failures);
-        }
-        if collected.failures.is_empty() {
-            self.seal();
         }
         Ok(collected)
     }
 
-    /// How much of each set is in use.
-    pub fn usage(&mut self, sets: &[RangeSet]) -> Vec<Usage> {
-        sets.iter()
-            .map(|set| {
-                let (taken, total) = self.usage_of(set);
-                Usage { ranges: set.to_string(), taken, total }
-            })
-            .collect()
+    /// Goes through all owners, whatever the index says, and has `each` decide: it calls its argument to release what
+    /// the owner has. All of that is under this lock, so nobody gets an address before `each` is done with its owner.
+    ///
+    /// Returns how many addresses were released, those included whose reservations say by themselves that their
+    /// owners are dead. Goes on past errors.
+    pub fn reclaim(
+        &mut self,
+        mut each: impl FnMut(&Owner, &mut dyn FnMut() -> Result<(), CniError>),
+    ) -> Result<usize, CniError> {
+        self.rebuild()?;
+        let mut released = std::mem::take(&mut self.reclaimed).len();
+        for (owner, addresses) in self.index.owners().cloned().unwrap_or_default() {
+            each(&owner, &mut || {
+                self.release_these(&owner, &addresses)?;
+                released += addresses.len();
+                Ok(())
+            });
+        }
+        Ok(released)
     }
 
-    /// Taken addresses of a set, and all.
-    pub(super) fn usage_of(&mut self, set: &RangeSet) -> (u128, u128) {
-        let stretches = set.stretches_after(None);
-        let taken = stretches
-            .iter()
-            .map(|it| self.index.count_taken(set.is_ipv4(), it.first, it.last, it.gateway()))
-            .fold(0, u128::saturating_add);
-        (taken, set.size())
+    /// How much of a set is in use.
+    pub(super) fn usage_of(&mut self, set: &RangeSet) -> Usage {
+        Usage::of(set, &mut self.index)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The three loops: apply, check, remove. Nothing else makes, looks at or removes resources.
 
 pub mod journal;
+pub mod reclaim;
 pub mod record;
 
 use std::collections::BTreeSet;
@@ -51,7 +52,12 @@ pub fn add(
     world: &mut World<'_>,
     tell: impl FnOnce(&CniResult) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let netns = if plugin.enters_pod() { Some(world.pod()?.netns().identity()) } else { None };
+    let netns = if plugin.enters_pod() {
+        Some(world.pod()?.netns().identity())
+    } else {
+        // Only to tell some day that the pod is gone.
+        world.pod().ok().map(|pod| pod.netns().identity())
+    };
     if let Some(record) = records.read(&world.request.attachment)? {
         if record.netns == netns
             && let Some(result) = &record.result
@@ -90,7 +96,14 @@ fn apply(
     records: &Records,
     journal: &mut Journal<'_, '_>,
 ) -> anyhow::Result<CniResult> {
-    let leased = lease.map(|lease| journal.lease(lease)).transpose()?.unwrap_or_default();
+    let leased = match lease {
+        Some(lease) => {
+            let leased = take(lease.clone(), journal)?;
+            record.resources = vec![Resource::Lease(lease.with_addresses_of(&leased))];
+            leased
+        }
+        None => CniResult::default(),
+    };
     let plan = plugin.plan(leased, journal.world())?;
     // A result that its version cannot express must fail before anything is made.
     plan.result.to_value(journal.world().request.config.version)?;
@@ -101,6 +114,24 @@ fn apply(
         journal.ensure(resource)?;
     }
     Ok(plan.result)
+}
+
+/// Takes a lease; if no address is left, once more after those of dead attachments were reclaimed.
+fn take(lease: Lease, journal: &mut Journal<'_, '_>) -> anyhow::Result<CniResult> {
+    let error = match journal.lease(lease.clone()) {
+        Err(error) => error,
+        leased => return leased,
+    };
+    let is_exhausted =
+        error.downcast_ref::<CniError>().is_some_and(|error| error.code == Code::Exhausted as u32);
+    if !is_exhausted {
+        return Err(error);
+    }
+    match reclaim::reclaim(&lease, journal.world()) {
+        Ok(true) => journal.lease(lease),
+        Ok(false) => Err(error),
+        Err(other) => Err(journal::also(error, &[format!("{other:#}")])),
+    }
 }
 
 /// CHECK: looks at every resource, and reports all differences.

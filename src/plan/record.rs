@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use log::warn;
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::net::Netns;
@@ -69,6 +71,18 @@ impl Records {
         Self { directory: state.join("attachments").join(plugin_type) }
     }
 
+    /// The records of every plugin type that has some.
+    pub fn of_all(state: &Path) -> anyhow::Result<Vec<Self>> {
+        let directory = state.join("attachments");
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(state_error("list", &directory, &e).into()),
+        };
+        let directories = entries.map(|entry| entry.map(|it| Self { directory: it.path() }));
+        directories.collect::<Result<_, _>>().map_err(|e| state_error("list", &directory, &e).into())
+    }
+
     fn path(&self, attachment: &Attachment) -> PathBuf {
         let Attachment { network, container_id, ifname } = attachment;
         // Colons are in no container ID, so the name says which is which.
@@ -82,7 +96,17 @@ impl Records {
     /// The record of an attachment. One that cannot be understood counts as none; one that cannot be read is an error,
     /// since what it says may be the only trace of what is there.
     pub fn read(&self, attachment: &Attachment) -> anyhow::Result<Option<Record>> {
-        Ok(read(&self.path(attachment))?.filter(|record| record.attachment == *attachment))
+        let path = self.path(attachment);
+        let opened = match open_record(&path) {
+            // It is a link, or one of our directories is: it is not where this program has written anything.
+            Err(e) if e.raw_os_error() == Some(nix::libc::ELOOP) => {
+                self.make_way(&path).map_err(|e| state_error("read", &path, &e))?;
+                // Or else a directory above ours is one, as /run on some systems.
+                fs::File::open(&path)
+            }
+            opened => opened,
+        };
+        Ok(read(&path, opened)?.filter(|record| record.attachment == *attachment))
     }
 
     /// Writes a record, whole or not at all.
@@ -92,18 +116,38 @@ impl Records {
         let bytes = serde_json::to_vec(record)
             .map_err(|e| CniError::new(Code::Internal, format!("encode an attachment's record: {e}")))?;
         let temporary = temporary(&path);
-        let written = match write_private(&temporary, &bytes) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                make_private_directory(path.parent().unwrap_or(&path))
-                    .and_then(|()| write_private(&temporary, &bytes))
+        let write = || write_private(&temporary, &bytes).and_then(|()| fs::rename(&temporary, &path));
+        let written = write().or_else(|e| {
+            if !is_in_the_way(&e) {
+                return Err(e);
             }
-            outcome => outcome,
-        };
-        written.and_then(|()| fs::rename(&temporary, &path)).map_err(|e| {
+            self.make_way(&path)?;
+            write()
+        });
+        written.map_err(|e| {
             // Whether it was there or not, nobody reads it.
             let _ = fs::remove_file(&temporary);
             failed(e).into()
         })
+    }
+
+    /// Makes the directories for a record, and removes what stands where they and the record belong and is none.
+    fn make_way(&self, path: &Path) -> std::io::Result<()> {
+        let network = path.parent().unwrap_or(path);
+        for directory in [self.directory.as_path(), network] {
+            if fs::symlink_metadata(directory).is_ok_and(|it| !it.is_dir()) {
+                warn!("{} is no directory and is removed", directory.display());
+                fs::remove_file(directory)?;
+            }
+        }
+        make_private_directory(network)?;
+        for path in [temporary(path).as_path(), path] {
+            if fs::symlink_metadata(path).is_ok_and(|it| !it.is_file()) {
+                warn!("{} is no attachment's record and is removed", path.display());
+                remove_whatever(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes the record of an attachment; one that is not there is fine.
@@ -111,12 +155,7 @@ impl Records {
         let path = self.path(attachment);
         // Beside it there may be one that a killed ADD was writing.
         for path in [&temporary(&path), &path] {
-            match fs::remove_file(path) {
-                Err(e) if e.kind() != ErrorKind::NotFound => {
-                    return Err(state_error("delete", path, &e).into());
-                }
-                _ => {}
-            }
+            remove_whatever(path).map_err(|e| state_error("delete", path, &e))?;
         }
         Ok(())
     }
@@ -132,7 +171,7 @@ impl Records {
         let mut records = Vec::new();
         for entry in entries {
             let path = entry.map_err(|e| state_error("list", &directory, &e))?.path();
-            records.extend(read(&path)?);
+            records.extend(read(&path, open_record(&path))?);
         }
         Ok(records)
     }
@@ -147,18 +186,57 @@ fn temporary(path: &Path) -> PathBuf {
     name.into()
 }
 
-fn read(path: &Path) -> anyhow::Result<Option<Record>> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(state_error("read", path, &e).into()),
+/// Opens a record without following a symbolic link, and without waiting for the other end of a pipe.
+fn open_record(path: &Path) -> std::io::Result<fs::File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let opened = match openat2(AT_FDCWD, path, how) {
+        // Kernels before 5.6, and filters of system calls that do not know it.
+        Err(Errno::ENOSYS | Errno::EPERM) => open(path, flags | OFlag::O_NOFOLLOW, Mode::empty()),
+        opened => opened,
     };
+    Ok(opened?.into())
+}
+
+/// Reads a record. What stands in its place and is no file counts as none.
+fn read(path: &Path, opened: std::io::Result<fs::File>) -> anyhow::Result<Option<Record>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    match opened.and_then(|mut file| file.read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) if is_in_the_way(&e) => {
+            warn!("{} is no attachment's record and is passed over: {e}", path.display());
+            return Ok(None);
+        }
+        Err(e) => return Err(state_error("read", path, &e).into()),
+    }
     match serde_json::from_slice(&bytes) {
         Ok(record) => Ok(Some(record)),
         Err(e) => {
             warn!("{} is no attachment's record and is passed over: {e}", path.display());
             Ok(None)
         }
+    }
+}
+
+/// Whether an error is one of what is there: something that is not what it should be, or not enough of it.
+fn is_in_the_way(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO)
+    )
+}
+
+/// Removes what a path names, be it a directory; that there is nothing is fine.
+fn remove_whatever(path: &Path) -> std::io::Result<()> {
+    let removed = match fs::remove_file(path) {
+        Err(e) if e.kind() == ErrorKind::IsADirectory => fs::remove_dir_all(path),
+        removed => removed,
+    };
+    match removed {
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(e),
+        _ => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 //! What a bridge attachment is made of is said in `Bridge::resources`.
 
 mod conf;
+mod status;
 
 use std::net::IpAddr;
 
@@ -24,10 +25,7 @@ pub const TYPE: PluginType = PluginType {
     parse: |request| Ok(Box::new(Bridge::parse(request)?)),
     leftovers,
     lease: Lease::wanted_by,
-    status: |request, world| {
-        let bridge = Bridge::parse(request)?;
-        bridge.lease.map_or(Ok(()), |lease| lease.status(world))
-    },
+    status: status::status,
 };
 
 /// Smallest MTU that IPv6 allows (RFC 8200).

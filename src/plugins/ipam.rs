@@ -3,7 +3,7 @@
 //! the work is that of [`Lease`]. Their keys: [`crate::ipam::host_local`], [`crate::ipam::fixed`].
 
 use super::PluginType;
-use crate::plan::{Plan, Plugin};
+use crate::plan::{Plan, Plugin, reclaim};
 use crate::resource::{Lease, Resource, World};
 use crate::spec::{CniError, CniResult, version};
 
@@ -13,7 +13,7 @@ pub const HOST_LOCAL: PluginType = PluginType {
     versions: &version::ALL,
     parse: |request| parse(Lease::host_local(request)),
     leftovers: |request| vec![Resource::Lease(Lease::host_local(request))],
-    status: |request, world| Lease::host_local(request).status(world),
+    status: |request, world| status(&Lease::host_local(request), world),
     lease: |request| Some(Lease::host_local(request)),
 };
 
@@ -23,9 +23,15 @@ pub const STATIC: PluginType = PluginType {
     versions: &version::ALL,
     parse: |request| parse(Lease::fixed(request)),
     leftovers: |_| Vec::new(),
-    status: |request, world| Lease::fixed(request).status(world),
+    status: |request, world| status(&Lease::fixed(request), world),
     lease: |_| None,
 };
+
+/// The error of code 50 if a lease could not be had now, even though an ADD would reclaim those of the dead.
+pub(super) fn status(lease: &Lease, world: &mut World<'_>) -> anyhow::Result<()> {
+    let state = world.state.clone();
+    lease.status(world, |attachment| reclaim::is_dead(attachment, &state))
+}
 
 /// What is wrong with the configuration is found when the lease is taken, which is the first thing done.
 fn parse(lease: Lease) -> Result<Box<dyn Plugin>, CniError> {

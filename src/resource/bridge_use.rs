@@ -12,9 +12,6 @@ use std::time::{Duration, Instant};
 use crate::ipam::flock::{Held, Mode};
 use crate::spec::{CniError, Code};
 
-/// Longest wait for a call that is about to remove the bridge. It takes that some milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// A bridge that this call uses, until this is dropped.
 #[derive(Debug)]
 pub struct BridgeUse {
@@ -24,10 +21,11 @@ pub struct BridgeUse {
 }
 
 impl BridgeUse {
-    /// Says that the bridge is used from now on. The lock is a file in the state directory.
+    /// Says that the bridge is used from now on. The lock is a file in the state directory. A call that is about to
+    /// remove the bridge is waited for as long as `patience`; it takes that some milliseconds.
     ///
     /// Errors: code 11 if somebody removes the bridge and does not come to an end; code 105 for the file.
-    pub fn begin(bridge: &str, state: &Path) -> Result<Self, CniError> {
+    pub fn begin(bridge: &str, state: &Path, patience: Duration) -> Result<Self, CniError> {
         let directory = state.join("bridges");
         let path = directory.join(bridge);
         let failed =
@@ -41,7 +39,7 @@ impl BridgeUse {
             }
             outcome => outcome.map_err(failed)?,
         };
-        let lock = Held::take(file, &path, Mode::Shared, Instant::now() + PATIENCE)?;
+        let lock = Held::take(file, &path, Mode::Shared, Instant::now() + patience)?;
         Ok(Self { bridge: bridge.to_owned(), path, lock })
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use log::warn;
 use nix::sys::stat::stat;
@@ -13,7 +14,7 @@ use crate::ipam::fixed::Static;
 use crate::ipam::host_local::{self, HostLocal};
 use crate::ipam::{Owner, Store};
 use crate::runtime::invoke;
-use crate::spec::config::ValidAttachments;
+use crate::spec::config::{LOCK_TIMEOUT, ValidAttachments};
 use crate::spec::result::IpConfig;
 use crate::spec::{Attachment, CniError, CniResult, Code, Command, Request};
 
@@ -28,7 +29,7 @@ pub struct Lease {
     pub attachment: Attachment,
     /// Where they come from.
     pub source: Source,
-    /// The addresses as far as they are known: on a CHECK.
+    /// The addresses as far as they are known: on a CHECK, and in a record.
     pub given: Vec<IpConfig>,
 }
 
@@ -133,8 +134,12 @@ impl Lease {
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         match &self.source {
             Source::HostLocal { data_dir } => {
-                Store::new(data_dir, &self.attachment.network, &world.state)
-                    .release(&Owner::of(&self.attachment))?;
+                let given: Vec<IpAddr> = self.given.iter().map(|ip| ip.address.address()).collect();
+                Store::new(data_dir, &self.attachment.network, &world.state).release(
+                    &Owner::of(&self.attachment),
+                    &given,
+                    patience(world.request),
+                )?;
             }
             Source::Static => {}
             Source::Delegated { plugin } => {
@@ -149,7 +154,7 @@ impl Lease {
         match &self.source {
             Source::HostLocal { data_dir } => {
                 let store = Store::new(data_dir, &world.request.config.name, &world.state);
-                if let Some(mut store) = store.lock(crate::ipam::store::LOCK_DEADLINE)? {
+                if let Some(mut store) = store.lock(patience(world.request))? {
                     store.collect(valid)?.into_result()?;
                 }
             }
@@ -161,12 +166,34 @@ impl Lease {
         Ok(())
     }
 
-    /// The error of code 50 if no address could be had now.
-    pub fn status(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+    /// Where addresses can be reclaimed, has `each` decide of whom: it gets every attachment that has some, and calls
+    /// its last argument to give them back. Meanwhile nobody else can take or give back an address of the network.
+    ///
+    /// Tells whether any address is free now that was not.
+    pub fn reclaim(
+        &self,
+        world: &mut World<'_>,
+        mut each: impl FnMut(&Attachment, &mut World<'_>, &mut dyn FnMut() -> Result<(), CniError>),
+    ) -> anyhow::Result<bool> {
+        let Source::HostLocal { data_dir } = &self.source else { return Ok(false) };
+        let network = &self.attachment.network;
+        let store = Store::new(data_dir, network, &world.state);
+        let Some(mut store) = store.lock(patience(world.request))? else { return Ok(false) };
+        let released = store.reclaim(|owner, release| each(&attachment(network, owner), world, release))?;
+        Ok(released > 0)
+    }
+
+    /// The error of code 50 if no address could be had now. Nothing is changed; `is_dead` tells whose addresses
+    /// [`Lease::reclaim`] would give back.
+    pub fn status(&self, world: &mut World<'_>, is_dead: impl Fn(&Attachment) -> bool) -> anyhow::Result<()> {
         let request = world.request;
         match &self.source {
             Source::HostLocal { .. } => {
-                let usage = HostLocal::parse(&request.config, &request.args()?)?.status(&world.state)?;
+                let network = &self.attachment.network;
+                let host_local = HostLocal::parse(&request.config, &request.args()?)?;
+                let usage = host_local
+                    .usage(&world.state, |owner| is_dead(&attachment(network, owner)))
+                    .map_err(|error| CniError { code: Code::Unavailable as u32, ..error })?;
                 if let Some(full) = usage.iter().find(|usage| usage.is_exhausted()) {
                     let msg = format!("no IP addresses available in range set: {}", full.ranges);
                     let details = format!("{} of {} addresses are taken", full.taken, full.total);
@@ -182,6 +209,20 @@ impl Lease {
         }
         Ok(())
     }
+}
+
+/// The attachment that an owner on a network is.
+fn attachment(network: &str, owner: &Owner) -> Attachment {
+    Attachment {
+        network: network.to_owned(),
+        container_id: owner.container_id.clone(),
+        ifname: owner.ifname.clone(),
+    }
+}
+
+/// How long to wait for the lock on a network's reservations. A DEL works with a configuration that is wrong.
+fn patience(request: &Request) -> Duration {
+    request.config.ipam_lock_timeout().unwrap_or(LOCK_TIMEOUT)
 }
 
 /// Whether a plugin of `CNI_PATH` is this very file under another name. One that is not there at all counts as ours,

@@ -125,7 +125,8 @@ impl<'a> World<'a> {
 impl World<'_> {
     /// Keeps other calls from removing a bridge, as long as this one runs.
     pub fn use_bridge(&mut self, name: &str) -> anyhow::Result<()> {
-        self.bridge_use = Some(BridgeUse::begin(name, &self.state)?);
+        let patience = self.request.config.lock_timeout()?;
+        self.bridge_use = Some(BridgeUse::begin(name, &self.state, patience)?);
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! The network configuration: what every plugin's has in common.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -8,6 +10,12 @@ use super::{Args, CniError, CniResult, Code, Version, json, names};
 
 /// Most bytes that a configuration may have. Real ones have a few hundred; a prevResult may add some kilobytes.
 pub const MAX_BYTES: usize = 1 << 20;
+
+/// How long a call waits for a lock if the configuration does not say.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest wait for a lock that can be configured: no runtime is as patient.
+const LOCK_TIMEOUT_MAX: u64 = 3600;
 
 /// A network configuration as a plugin receives it on stdin: the plugin's own object of the conflist, with the keys
 /// that the runtime injects (specification section 3, "Deriving request configuration").
@@ -119,6 +127,21 @@ impl NetConf {
         json::get(&self.document, key)
     }
 
+    /// `lockTimeout`: how long a call waits for a lock that another holds; in seconds, 10 by default.
+    ///
+    /// Errors: code 7 for what is no number of seconds.
+    pub fn lock_timeout(&self) -> Result<Duration, CniError> {
+        seconds("lockTimeout", self.get("lockTimeout")).map(|it| it.unwrap_or(LOCK_TIMEOUT))
+    }
+
+    /// `ipam.lockTimeout`: the same for the lock on the reservations; [`NetConf::lock_timeout`] by default.
+    ///
+    /// Errors: code 7 for what is no number of seconds.
+    pub fn ipam_lock_timeout(&self) -> Result<Duration, CniError> {
+        let value = self.get("ipam").and_then(Value::as_object).and_then(|it| json::get(it, "lockTimeout"));
+        seconds("ipam.lockTimeout", value)?.map_or_else(|| self.lock_timeout(), Ok)
+    }
+
     /// `prevResult`: the result of the plugin before in the chain, or on CHECK and DEL the last one's.
     pub fn prev_result(&self) -> Result<Option<CniResult>, CniError> {
         self.get("prevResult")
@@ -155,6 +178,17 @@ impl NetConf {
         None.or_else(|| text(&["runtimeConfig", "mac"]).map(|mac| (mac, "runtimeConfig.mac")))
             .or_else(|| text(&["args", "cni", "mac"]).map(|mac| (mac, "args.cni.mac")))
             .or_else(|| args.get("MAC").map(|mac| (mac.to_owned(), "MAC in CNI_ARGS")))
+    }
+}
+
+/// A number of seconds, if there is a value.
+fn seconds(key: &str, value: Option<&Value>) -> Result<Option<Duration>, CniError> {
+    let Some(value) = value else { return Ok(None) };
+    match value.as_u64().filter(|seconds| *seconds <= LOCK_TIMEOUT_MAX) {
+        Some(seconds) => Ok(Some(Duration::from_secs(seconds))),
+        None => Err(CniError::config(format!(
+            "{key}: the value {value} is wrong; wanted is a number of seconds from 0 to {LOCK_TIMEOUT_MAX}"
+        ))),
     }
 }
 
@@ -215,5 +249,21 @@ mod tests {
         let conf = parse(r#"{"name":"n","args":{"cni":{"mac":"b"}}}"#).unwrap();
         assert_eq!(conf.requested_mac(&args).unwrap().0, "b");
         assert_eq!(parse(r#"{"name":"n"}"#).unwrap().requested_mac(&args).unwrap().0, "c");
+    }
+
+    #[test]
+    fn the_wait_for_a_lock_is_configured_once_or_for_each() {
+        let timeouts = |json: &str| {
+            let conf = parse(json).unwrap();
+            (conf.lock_timeout().map(|it| it.as_secs()), conf.ipam_lock_timeout().map(|it| it.as_secs()))
+        };
+        assert_eq!(timeouts(r#"{"name":"n"}"#), (Ok(10), Ok(10)));
+        assert_eq!(timeouts(r#"{"name":"n","lockTimeout":3,"ipam":{}}"#), (Ok(3), Ok(3)));
+        assert_eq!(timeouts(r#"{"name":"n","ipam":{"lockTimeout":0}}"#), (Ok(10), Ok(0)));
+        for value in ["-1", "1.5", "\"1\"", "3601", "[]"] {
+            let conf = parse(&format!(r#"{{"name":"n","ipam":{{"lockTimeout":{value}}}}}"#)).unwrap();
+            let error = conf.ipam_lock_timeout().unwrap_err();
+            assert!(error.code == 7 && error.msg.starts_with("ipam.lockTimeout: the value "), "{error}");
+        }
     }
 }

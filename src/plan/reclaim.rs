@@ -1,0 +1,97 @@
+//! Addresses of dead attachments, for an ADD that finds none: not every runtime asks for a GC.
+//!
+//! An attachment is dead if its record says that its namespace was one that is gone. A reservation without a record
+//! is never judged here: another suite's, or one that a plugin made that did not know the namespace. (The store judges
+//! by itself what was reserved before this boot.)
+//!
+//! This is safe beside running ADDs, because an ADD writes its record, with the new namespace, before it takes the lock
+//! on the reservations, and makes nothing before it has had that lock. Records are read here under the lock. So an
+//! ADD for the same attachment is either seen to live, or it waits until nothing of the dead one is left.
+
+use std::path::Path;
+
+use super::{Record, Records, join};
+use crate::resource::lease::Source;
+use crate::resource::{Lease, Resource, Scope, World};
+use crate::spec::{Attachment, Command};
+
+/// Removes dead attachments and gives their addresses back; tells whether any address is free now that was not.
+///
+/// Goes on past errors, and reports them only if nothing could be reclaimed: they are not those of the ADD.
+pub fn reclaim(lease: &Lease, world: &mut World<'_>) -> anyhow::Result<bool> {
+    // The pod of this call is not that of the dead.
+    let mut request = world.request.clone();
+    (request.command, request.netns) = (Command::Gc, None);
+    let mut elsewhere = World::new(&request, world.state.clone());
+    let mut errors = Vec::new();
+    let is_any_free = lease.reclaim(&mut elsewhere, |attachment, world, release| {
+        let found = match Found::look(attachment, &world.state) {
+            Ok(found) => found,
+            Err(error) => return errors.push(error),
+        };
+        if found.is_dead() {
+            log::info!("{attachment}: its namespace is gone, and so is all else of it");
+            let outcome = found.remove(world).and_then(|()| Ok(release()?)).and_then(|()| found.delete());
+            errors.extend(outcome.err().map(|e| e.context(format!("reclaim addresses of {attachment}"))));
+        }
+    })?;
+    if !is_any_free {
+        join(errors)?;
+    } else {
+        errors.iter().for_each(|error| log::warn!("{error:#}"));
+    }
+    Ok(is_any_free)
+}
+
+/// Whether [`reclaim`] would give back the addresses of an attachment.
+pub fn is_dead(attachment: &Attachment, state: &Path) -> bool {
+    Found::look(attachment, state).is_ok_and(|found| found.is_dead())
+}
+
+/// What there is of an attachment: its record of each plugin in a chain that has one.
+struct Found(Vec<(Records, Record)>);
+
+impl Found {
+    fn look(attachment: &Attachment, state: &Path) -> anyhow::Result<Self> {
+        let mut found = Vec::new();
+        for records in Records::of_all(state)? {
+            if let Some(record) = records.read(attachment)? {
+                found.push((records, record));
+            }
+        }
+        Ok(Self(found))
+    }
+
+    fn records(&self) -> impl DoubleEndedIterator<Item = &Record> {
+        self.0.iter().map(|(_, record)| record)
+    }
+
+    /// Whether one record proves it, and none says otherwise.
+    fn is_dead(&self) -> bool {
+        let mut with_netns = self.records().filter(|record| record.netns.is_some()).peekable();
+        // What another program has given can be given back only by a call with the configuration of then.
+        let is_ours = |resource: &Resource| {
+            !matches!(resource, Resource::Lease(Lease { source: Source::Delegated { .. }, .. }))
+        };
+        with_netns.peek().is_some()
+            && with_netns.all(Record::is_provably_dead)
+            && self.records().all(|record| record.resources.iter().all(is_ours))
+    }
+
+    /// Removes all but the reservations, whose lock is held.
+    fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        let mut errors = Vec::new();
+        for record in self.records().rev() {
+            for resource in record.resources.iter().rev() {
+                if resource.scope() == Scope::Attachment && !matches!(resource, Resource::Lease(_)) {
+                    errors.extend(resource.remove(world).err());
+                }
+            }
+        }
+        join(errors)
+    }
+
+    fn delete(&self) -> anyhow::Result<()> {
+        self.0.iter().try_for_each(|(records, record)| records.delete(&record.attachment))
+    }
+}

@@ -1,0 +1,136 @@
+//! STATUS of `bridge`: whether an ADD could be served, and whether pods that are there can work. Looks only: nothing
+//! is made for a try, and no module is loaded.
+
+use nix::errno::Errno;
+
+use super::conf::Bridge;
+use crate::net::module::{self, Presence};
+use crate::net::nft::{Family, Nft, Table};
+use crate::net::{Link, sysctl};
+use crate::plugins::ipam;
+use crate::resource::World;
+use crate::resource::masquerade::Backend;
+use crate::spec::{CniError, Code, Request};
+
+/// The error of code 51 if pods that are there suffer, else that of code 50 if an ADD could not be served now.
+pub(super) fn status(request: &Request, world: &mut World<'_>) -> anyhow::Result<()> {
+    let bridge = Bridge::parse(request)?;
+    let found = world.host_link(&bridge.name)?;
+    if let Some(found) = &found
+        && found.kind == "bridge"
+    {
+        bridge.look_after_pods(found, world)?;
+    }
+    bridge.look_for_features(found.as_ref(), world)?;
+    bridge.lease.as_ref().map_or(Ok(()), |lease| ipam::status(lease, world))
+}
+
+fn unavailable(msg: String) -> anyhow::Error {
+    CniError::new(Code::Unavailable, msg).into()
+}
+
+impl Bridge {
+    /// The error of code 51 if the bridge has ports, and carries or forwards nothing.
+    fn look_after_pods(&self, found: &Link, world: &mut World<'_>) -> anyhow::Result<()> {
+        let mut suffering = Vec::new();
+        if !found.up {
+            suffering.push(format!("bridge {} is down", found.name));
+        }
+        if self.is_gateway {
+            let addresses = world.host()?.addresses(found)?;
+            for (is_ipv4, name) in [(true, "ipv4/ip_forward"), (false, "ipv6/conf/all/forwarding")] {
+                let is_gateway =
+                    addresses.iter().any(|it| it.address.is_ipv4() == is_ipv4 && !is_link_local(it.address));
+                if is_gateway && sysctl::read(name)? == "0" {
+                    suffering.push(format!("sysctl net/{name} is 0: the host does not forward packets"));
+                }
+            }
+        }
+        // Asked last: it is what costs, and nearly never necessary.
+        if suffering.is_empty() || !world.host()?.has_ports(found)? {
+            return Ok(());
+        }
+        let msg = format!("pods on bridge {} suffer: {}", found.name, suffering.join("; "));
+        Err(CniError::new(Code::Degraded, msg).into())
+    }
+
+    /// The error of code 50 that names what the kernel, or the host, does not have.
+    fn look_for_features(&self, found: Option<&Link>, world: &mut World<'_>) -> anyhow::Result<()> {
+        let has_bridges = match found {
+            Some(found) if found.kind == "bridge" => true,
+            Some(found) => {
+                let kind = if found.kind.is_empty() { "device" } else { &found.kind };
+                let msg =
+                    format!("bridge: {:?} already exists but is not a bridge (it is a {kind})", found.name);
+                return Err(unavailable(msg));
+            }
+            None => is_at_work("bridge", "bridges (CONFIG_BRIDGE)", world)?,
+        };
+        // With a port that works there have been veth pairs.
+        if !found.is_some_and(|bridge| bridge.operational) {
+            is_at_work("veth", "veth pairs (CONFIG_VETH)", world)?;
+        }
+        if self.vlans.is_some() && has_bridges && !world.host()?.filters_vlans()? {
+            return Err(unavailable(
+                "vlan, vlanTrunk: this kernel has no VLAN filtering for bridges (CONFIG_BRIDGE_VLAN_FILTERING)"
+                    .to_owned(),
+            ));
+        }
+        let key = if self.guards_mac {
+            Some("macspoofchk")
+        } else if self.guards_senders {
+            Some("spoofGuard")
+        } else if self.masquerades && self.needs_nf_tables() {
+            Some("ipMasq")
+        } else {
+            None
+        };
+        match key {
+            Some(key) if !has_nf_tables()? => {
+                Err(unavailable(format!("{key}: this kernel has no nf_tables (CONFIG_NF_TABLES)")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether NAT would be done by nf_tables: in all cases but that of an old iptables.
+    fn needs_nf_tables(&self) -> bool {
+        use crate::net::iptables::{Protocol, Variant, installed};
+        match self.masquerade_backend {
+            Some(Backend::Nftables) => true,
+            Some(Backend::Iptables) | None => installed(Protocol::Ipv4) != Some(Variant::Legacy),
+        }
+    }
+}
+
+/// Whether links of a kind, which is also the name of a module, are at work in the kernel; `false` if they would be on demand. An error of code 50 if it
+/// does not have them.
+fn is_at_work(kind: &str, what: &str, world: &mut World<'_>) -> anyhow::Result<bool> {
+    match module::presence(kind) {
+        Presence::Loaded => Ok(true),
+        Presence::Available => Ok(false),
+        Presence::Unknown if world.host()?.has_kind(kind)? => Ok(true),
+        Presence::Unknown => Err(unavailable(format!("this kernel has no {what}"))),
+    }
+}
+
+fn has_nf_tables() -> anyhow::Result<bool> {
+    if module::presence("nf_tables") != Presence::Unknown {
+        return Ok(true);
+    }
+    // Any question will do; it is who answers that matters.
+    let answer =
+        Nft::open().and_then(|mut nft| nft.has_chain(Table::new(Family::Inet, "bridgehead").chain("any")));
+    match answer {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.errno, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn is_link_local(address: std::net::IpAddr) -> bool {
+    match address {
+        std::net::IpAddr::V4(_) => false,
+        std::net::IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
