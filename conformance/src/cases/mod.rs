@@ -34,13 +34,15 @@ mod bridge_masquerade;
 mod delegation;
 mod environment;
 mod fixed;
-mod forwarding;
 mod host_local_ranges;
 mod host_local_requests;
 mod host_local_store;
 mod loopback;
+mod reboot;
 mod results;
 mod spoof_guard;
+mod status;
+mod store_damage;
 mod versions;
 
 /// Lists the cases of a file: groups of functions, each with what it needs.
@@ -69,6 +71,9 @@ pub fn all() -> Vec<Case> {
         host_local_ranges::CASES,
         host_local_requests::CASES,
         host_local_store::CASES,
+        store_damage::CASES,
+        reboot::CASES,
+        status::CASES,
         fixed::CASES,
         loopback::CASES,
         bridge_links::CASES,
@@ -76,7 +81,6 @@ pub fn all() -> Vec<Case> {
         bridge_masquerade::CASES,
         bridge_lifecycle::CASES,
         spoof_guard::CASES,
-        forwarding::CASES,
         bridge_check::CASES,
         bridge_errors::CASES,
     ]
