@@ -23,8 +23,14 @@ impl Forwarding {
         }
     }
 
-    /// Switches it on.
-    pub fn ensure(&self, _: &mut World<'_>) -> anyhow::Result<Ensured> {
+    /// Switches it on. For IPv6, uplinks that get their default route from router advertisements go on getting it.
+    pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
+        if sysctl::read(self.sysctl())? == "1" {
+            return Ok(Ensured::Present);
+        }
+        if *self == Self::Ipv6 {
+            keep_advertised_routes(world)?;
+        }
         Ok(if sysctl::set(self.sysctl(), "1")? { Ensured::Created } else { Ensured::Present })
     }
 
@@ -39,4 +45,21 @@ impl Forwarding {
     pub fn remove(&self, _: &mut World<'_>) -> anyhow::Result<()> {
         Ok(())
     }
+}
+
+/// Has the links that learnt a default route from router advertisements accept them as a router too.
+///
+/// The kernel takes a host that forwards for a router, whose links with `accept_ra` 1 hear no advertisements any more,
+/// and it forgets at once the default routes that they have (`rt6_purge_dflt_routers`, net/ipv6/route.c): the host
+/// would lose its network. With 2 they stay. Other values are somebody's decision: with 0 another program hears the
+/// advertisements.
+fn keep_advertised_routes(world: &mut World<'_>) -> anyhow::Result<()> {
+    for index in world.host()?.advertised_default_links()? {
+        let Some(link) = world.host()?.link_by_index(index)? else { continue };
+        let name = format!("ipv6/conf/{}/accept_ra", link.name);
+        if sysctl::read(&name)? == "1" {
+            sysctl::set(&name, "2")?;
+        }
+    }
+    Ok(())
 }

@@ -34,6 +34,7 @@ mod bridge_masquerade;
 mod delegation;
 mod environment;
 mod fixed;
+mod forwarding;
 mod host_local_ranges;
 mod host_local_requests;
 mod host_local_store;
@@ -81,6 +82,7 @@ pub fn all() -> Vec<Case> {
         bridge_masquerade::CASES,
         bridge_lifecycle::CASES,
         spoof_guard::CASES,
+        forwarding::CASES,
         bridge_check::CASES,
         bridge_errors::CASES,
     ]

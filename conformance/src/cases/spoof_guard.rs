@@ -3,9 +3,9 @@
 //! Frames are made byte by byte and sent from inside a pod; another pod on the same bridge tells what arrives. Each list
 //! of them is also sent without the guard, where all must arrive, so that none is missing for another reason.
 
-mod frames;
+pub(super) mod frames;
 mod traffic;
-mod wire;
+pub(super) mod wire;
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::NLM_F_CREATE;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
 
 use super::{Link, Rtnl, attributes, ip_of, nested, u32_of};
@@ -164,6 +164,25 @@ impl Rtnl {
         Ok(defaults
             .min_by_key(|(_, r)| (r.dst.is_ipv6(), r.priority.unwrap_or_default()))
             .map(|(oif, _)| oif))
+    }
+}
+
+impl Rtnl {
+    /// Indices of the links by which default routes leave that the kernel learnt from router advertisements
+    /// (`proto ra`), each once.
+    pub fn advertised_default_links(&mut self) -> Result<Vec<u32>> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet6;
+        request.header.protocol = RouteProtocol::Ra;
+        let deed = "list the routes that routers advertised";
+        let found = self.dump(deed, RouteNetlinkMessage::GetRoute(request))?;
+        // Kernels without strict filters list all routes.
+        let advertised = found.iter().filter(|body| body.get(5) == Some(&u8::from(RouteProtocol::Ra)));
+        let defaults = advertised.flat_map(|body| parse(body)).filter(|(_, route)| route.dst_len == 0);
+        let mut links: Vec<u32> = defaults.map(|(oif, _)| oif).collect();
+        links.sort_unstable();
+        links.dedup();
+        Ok(links)
     }
 }
 

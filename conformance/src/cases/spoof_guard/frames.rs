@@ -3,47 +3,47 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// A hardware address.
-pub(super) type Mac = [u8; 6];
+pub(in crate::cases) type Mac = [u8; 6];
 
 /// A whole frame, from its destination on.
-pub(super) type Frame = Vec<u8>;
+pub(in crate::cases) type Frame = Vec<u8>;
 
 /// Protocols of IP (linux/in.h, linux/ipv6.h).
-pub(super) const ICMP: u8 = 1;
-pub(super) const IGMP: u8 = 2;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-pub(super) const FRAGMENT: u8 = 44;
-pub(super) const ICMPV6: u8 = 58;
-pub(super) const DESTINATION_OPTIONS: u8 = 60;
+pub(in crate::cases) const ICMP: u8 = 1;
+pub(in crate::cases) const IGMP: u8 = 2;
+pub(in crate::cases) const TCP: u8 = 6;
+pub(in crate::cases) const UDP: u8 = 17;
+pub(in crate::cases) const FRAGMENT: u8 = 44;
+pub(in crate::cases) const ICMPV6: u8 = 58;
+pub(in crate::cases) const DESTINATION_OPTIONS: u8 = 60;
 
 /// Protocols of Ethernet (linux/if_ether.h).
-pub(super) const ETHER_IPV4: u16 = 0x0800;
-pub(super) const ETHER_ARP: u16 = 0x0806;
-pub(super) const ETHER_RARP: u16 = 0x8035;
-pub(super) const ETHER_IPV6: u16 = 0x86dd;
-pub(super) const ETHER_LLDP: u16 = 0x88cc;
+pub(in crate::cases) const ETHER_IPV4: u16 = 0x0800;
+pub(in crate::cases) const ETHER_ARP: u16 = 0x0806;
+pub(in crate::cases) const ETHER_RARP: u16 = 0x8035;
+pub(in crate::cases) const ETHER_IPV6: u16 = 0x86dd;
+pub(in crate::cases) const ETHER_LLDP: u16 = 0x88cc;
 
 /// Everybody.
-pub(super) const BROADCAST: Mac = [0xff; 6];
+pub(in crate::cases) const BROADCAST: Mac = [0xff; 6];
 
 /// Bytes one after the other.
-pub(super) fn bytes(parts: &[&[u8]]) -> Vec<u8> {
+pub(in crate::cases) fn bytes(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
 
 /// An Ethernet frame.
-pub(super) fn ethernet(to: Mac, from: Mac, protocol: u16, payload: &[u8]) -> Frame {
+pub(in crate::cases) fn ethernet(to: Mac, from: Mac, protocol: u16, payload: &[u8]) -> Frame {
     bytes(&[&to, &from, &protocol.to_be_bytes(), payload])
 }
 
 /// The frame with a VLAN tag (IEEE 802.1Q).
-pub(super) fn tagged(vlan: u16, frame: &[u8]) -> Frame {
+pub(in crate::cases) fn tagged(vlan: u16, frame: &[u8]) -> Frame {
     bytes(&[&frame[..12], &[0x81, 0x00], &vlan.to_be_bytes(), &frame[12..]])
 }
 
 /// An ARP packet: 1 asks, 2 answers (RFC 826).
-pub(super) fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
+pub(in crate::cases) fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
     bytes(&[
         &[0, 1, 8, 0, 6, 4],
         &operation.to_be_bytes(),
@@ -55,7 +55,13 @@ pub(super) fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Add
 }
 
 /// An IPv4 packet. `fragment` has the flags and the offset: 0x2000 says that more follow.
-pub(super) fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+pub(in crate::cases) fn ipv4(
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    protocol: u8,
+    fragment: u16,
+    payload: &[u8],
+) -> Vec<u8> {
     let len = (20 + payload.len()) as u16;
     let mut header = bytes(&[
         &[0x45, 0],
@@ -72,35 +78,35 @@ pub(super) fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, fragment: u16, pa
 }
 
 /// An IPv6 packet.
-pub(super) fn ipv6(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub(in crate::cases) fn ipv6(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let len = payload.len() as u16;
     bytes(&[&[0x60, 0, 0, 0], &len.to_be_bytes(), &[protocol, 255], &from.octets(), &to.octets(), payload])
 }
 
 /// A fragment header of IPv6, in front of a part of a packet. `offset` has the offset in its upper 13 bits, and 1 in
 /// the lowest says that more follow.
-pub(super) fn fragment(protocol: u8, offset: u16, payload: &[u8]) -> Vec<u8> {
+pub(in crate::cases) fn fragment(protocol: u8, offset: u16, payload: &[u8]) -> Vec<u8> {
     bytes(&[&[protocol, 0], &offset.to_be_bytes(), &[0, 0, 0x77, 0x77], payload])
 }
 
 /// A header of options of IPv6 with nothing but padding (eight bytes), in front of a packet.
-pub(super) fn padding(protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub(in crate::cases) fn padding(protocol: u8, payload: &[u8]) -> Vec<u8> {
     bytes(&[&[protocol, 0, 1, 4, 0, 0, 0, 0], payload])
 }
 
 /// The hop-by-hop options of a report of MLD (RFC 2710): a router should look at it.
-pub(super) fn router_alert(payload: &[u8]) -> Vec<u8> {
+pub(in crate::cases) fn router_alert(payload: &[u8]) -> Vec<u8> {
     bytes(&[&[ICMPV6, 0, 5, 2, 0, 0, 1, 0], payload])
 }
 
 /// A UDP packet without checksum.
-pub(super) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+pub(in crate::cases) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let len = (8 + payload.len()) as u16;
     bytes(&[&from.to_be_bytes(), &to.to_be_bytes(), &len.to_be_bytes(), &[0, 0], payload])
 }
 
 /// A message of ICMP or IGMP.
-pub(super) fn icmp(kind: u8, body: &[u8]) -> Vec<u8> {
+pub(in crate::cases) fn icmp(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut message = bytes(&[&[kind, 0, 0, 0], body]);
     let sum = checksum(&message);
     message[2..4].copy_from_slice(&sum);
@@ -108,7 +114,7 @@ pub(super) fn icmp(kind: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// A message of ICMPv6, whose checksum is also about the addresses.
-pub(super) fn icmpv6(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
+pub(in crate::cases) fn icmpv6(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
     let mut message = bytes(&[&[kind, 0, 0, 0], body]);
     let len = message.len() as u32;
     let about = bytes(&[&from.octets(), &to.octets(), &len.to_be_bytes(), &[0, 0, 0, ICMPV6], &message]);

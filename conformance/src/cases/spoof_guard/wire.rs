@@ -19,11 +19,11 @@ const GRACE: Duration = Duration::from_millis(30);
 
 /// A socket of `AF_PACKET` (packet(7)), bound to an interface.
 #[derive(Debug)]
-pub(super) struct Wire(OwnedFd);
+pub(in crate::cases) struct Wire(OwnedFd);
 
 impl Wire {
     /// Opens it on an interface of a namespace.
-    pub(super) fn open(pod: &Pod, ifname: &str) -> Result<Self> {
+    pub(in crate::cases) fn open(pod: &Pod, ifname: &str) -> Result<Self> {
         let name = CString::new(ifname)?;
         let opened = pod.inside(|| -> io::Result<OwnedFd> {
             let every_protocol = (libc::ETH_P_ALL as u16).to_be();
@@ -53,7 +53,7 @@ impl Wire {
     }
 
     /// Sends a frame, from its destination on.
-    pub(super) fn send(&self, frame: &[u8]) -> Result<()> {
+    pub(in crate::cases) fn send(&self, frame: &[u8]) -> Result<()> {
         // SAFETY: the buffer is as long as is said.
         let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         if usize::try_from(sent) != Ok(frame.len()) {
@@ -63,7 +63,7 @@ impl Wire {
     }
 
     /// The next frame, without the VLAN tag that it may have had; none once the time is over.
-    pub(super) fn hear(&self, deadline: Instant) -> Result<Option<Vec<u8>>> {
+    pub(in crate::cases) fn hear(&self, deadline: Instant) -> Result<Option<Vec<u8>>> {
         let mut frame = vec![0; 4096];
         loop {
             // SAFETY: the buffer is as long as is said.
@@ -86,7 +86,7 @@ impl Wire {
     }
 
     /// Hears frames until the last of those that are listed has come, and a moment longer; tells of each if it came.
-    pub(super) fn heard(&self, wanted: &[&[u8]]) -> Result<Vec<bool>> {
+    pub(in crate::cases) fn heard(&self, wanted: &[&[u8]]) -> Result<Vec<bool>> {
         let mut heard = vec![false; wanted.len()];
         let mut deadline = Instant::now() + PATIENCE;
         while let Some(frame) = self.hear(deadline)? {
