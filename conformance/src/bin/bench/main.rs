@@ -9,8 +9,10 @@ mod attachment;
 mod batch;
 mod call;
 mod figures;
+mod floor;
 mod host;
 mod machine;
+mod netlink;
 mod report;
 mod scenario;
 mod suite;
@@ -18,6 +20,7 @@ mod trace;
 
 use anyhow::{Context, Result, bail};
 use batch::{Batch, Deletion, Outcome};
+use floor::Floor;
 use lexopt::{Arg, Parser, ValueExt};
 use report::{Measured, Report};
 use scenario::Scenario;
@@ -34,6 +37,10 @@ usage: bench --plugins DIR [--reference DIR] [--pods N] [--rounds R] [--only SUB
   --rounds R       batches per scenario and directory (default 3)
   --only SUBSTR    only the scenarios whose name has this in it
   --json FILE      write every single sample there
+
+usage: bench --nothing
+
+  Ends at once: the empty program, whose start is the floor under that of every plugin.
 ";
 
 /// What the command line asks for.
@@ -73,6 +80,10 @@ fn parse(mut parser: Parser) -> Result<Option<Options>> {
 }
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == floor::NOTHING) && arguments.next().is_none() {
+        return ExitCode::SUCCESS;
+    }
     let outcome = match parse(Parser::from_env()) {
         Ok(Some(options)) => bench(&options),
         Ok(None) => {
@@ -103,10 +114,15 @@ fn bench(options: &Options) -> Result<ExitCode> {
     }
     let scenarios: Vec<_> =
         scenario::all().into_iter().filter(|scenario| scenario.name.contains(&options.only)).collect();
-    if scenarios.is_empty() {
+    let floors: Vec<_> =
+        Floor::ALL.into_iter().filter(|floor| floor.name().contains(&options.only)).collect();
+    if scenarios.is_empty() && floors.is_empty() {
         bail!("no scenario has {:?} in its name", options.only);
     }
     let mut report = Report::new(machine::describe()?, &suites, options.pods, options.rounds);
+    for floor in floors {
+        measure_floor(floor, suites.len(), options, &mut report)?;
+    }
     for scenario in &scenarios {
         measure(scenario, &suites, options, &mut report)?;
     }
@@ -116,6 +132,17 @@ fn bench(options: &Options) -> Result<ExitCode> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Measures a part of the floor. It is nobody's; in the report it stands with the figures of the first suite.
+fn measure_floor(floor: Floor, suites: usize, options: &Options, report: &mut Report) -> Result<()> {
+    let mut batches: Vec<Vec<Batch>> = vec![Vec::new(); suites];
+    for round in 1..=options.rounds {
+        eprintln!("{}, round {round}", floor.name());
+        batches[0].push(floor.run(options.pods)?);
+    }
+    report.push(Measured { scenario: floor.name(), verbs: floor.verbs(), at_once: 1, batches });
+    Ok(())
 }
 
 /// Measures one scenario on all suites, in turns.

@@ -3,8 +3,9 @@
 use crate::batch::{Batch, Observed, Probe};
 use crate::call::Price;
 use crate::figures::{Figures, figures, median, milliseconds};
+use crate::floor::Floor;
 use crate::machine::Load;
-use crate::scenario::Verb;
+use crate::scenario::{BARE_ATTACHMENT, Verb};
 use crate::suite::Suite;
 use serde_json::{Value, json};
 use std::fmt;
@@ -109,7 +110,48 @@ impl Report {
         json!({
             "machine": self.machine, "suites": suites, "pods": self.pods, "rounds": self.rounds,
             "measured": measured, "observed": probes, "shortcomings": self.shortcomings,
+            "floor": self.floor_json(),
         })
+    }
+
+    /// The median of the first suite in a scenario without concurrency, in milliseconds.
+    fn median(&self, scenario: &str, verb: Verb) -> Option<f64> {
+        let serial = |measured: &&Measured| measured.scenario == scenario && measured.at_once == 1;
+        let batches = self.measured.iter().find(serial)?.batches.first()?;
+        Some(verb.figures(batches)?.median)
+    }
+
+    /// The least that ADD or DEL of an attachment can cost, in milliseconds.
+    fn floor(&self, verb: Verb) -> Option<f64> {
+        let start = self.median(Floor::Start.name(), Verb::Start)?;
+        Some(start + self.median(Floor::Netlink.name(), verb)?)
+    }
+
+    /// What ADD or DEL of the first suite costs, without NAT, as a multiple of the floor.
+    fn multiple(&self, verb: Verb) -> Option<f64> {
+        Some(self.median(BARE_ATTACHMENT, verb)? / self.floor(verb)?)
+    }
+
+    /// The floor and the multiples of it; null for what was not measured.
+    fn floor_json(&self) -> Value {
+        json!({
+            "startMs": self.median(Floor::Start.name(), Verb::Start),
+            "netlinkAddMs": self.median(Floor::Netlink.name(), Verb::Add),
+            "netlinkDelMs": self.median(Floor::Netlink.name(), Verb::Del),
+            "addMultiple": self.multiple(Verb::Add),
+            "delMultiple": self.multiple(Verb::Del),
+        })
+    }
+
+    /// The sentence that judges the first suite by the floor, unless `--only` left out what it needs.
+    fn judgement(&self) -> Option<String> {
+        let judge = |verb: Verb| {
+            let (multiple, floor) = (self.multiple(verb)?, self.floor(verb)?);
+            Some(format!("{} {multiple:.1} times the floor of {floor:.2} ms", verb.name()))
+        };
+        let (label, ..) = self.suites.first()?;
+        let (add, del) = (judge(Verb::Add)?, judge(Verb::Del)?);
+        Some(format!("{label}, {BARE_ATTACHMENT}: {add}, {del} (start and netlink requests together)."))
     }
 
     /// The table of times.
@@ -190,7 +232,7 @@ impl Report {
 impl Verb {
     fn prices(self, batch: &Batch) -> &[Price] {
         match self {
-            Self::Version | Self::Add => &batch.add,
+            Self::Start | Self::Version | Self::Add => &batch.add,
             Self::Del => &batch.del,
         }
     }
@@ -202,7 +244,7 @@ impl Verb {
 
     fn observed(self, probe: &Probe) -> Option<&Observed> {
         match self {
-            Self::Version | Self::Add => Some(&probe.add),
+            Self::Start | Self::Version | Self::Add => Some(&probe.add),
             Self::Del => probe.del.as_ref(),
         }
     }
@@ -210,7 +252,7 @@ impl Verb {
     /// Median over the batches of how long processes went on after the last DEL, in milliseconds.
     fn linger(self, batches: &[Batch]) -> Option<f64> {
         match self {
-            Self::Version | Self::Add => None,
+            Self::Start | Self::Version | Self::Add => None,
             Self::Del => {
                 median(batches.iter().filter(|batch| !batch.del.is_empty()).map(|batch| batch.linger))
             }
@@ -247,6 +289,9 @@ impl fmt::Display for Report {
             writeln!(f, "- {label}: {dir} ({banner})")?;
         }
         writeln!(f, "\n{}\n{}", self.times(), self.costs())?;
+        if let Some(judgement) = self.judgement() {
+            writeln!(f, "- {judgement}")?;
+        }
         writeln!(f, "- A call ends when the process is reaped and its pipes are closed.")?;
         writeln!(f, "- Ratio: median of the reference by median of ours.")?;
         writeln!(

@@ -11,6 +11,9 @@ pub(crate) const SUBNET: u8 = 88;
 /// More pods than this would leave the subnet, together with the reservations, or the range of host ports.
 pub(crate) const MAX_PODS: usize = 10_000;
 
+/// The scenario that asks the kernel for no more than the floor does, and is judged by it.
+pub(crate) const BARE_ATTACHMENT: &str = "bridge, no NAT";
+
 /// Where the NAT of a scenario has to show up in the kernel.
 #[derive(Clone, Copy)]
 pub(crate) enum Nat {
@@ -38,9 +41,11 @@ pub(crate) enum Workload {
     },
 }
 
-/// A command of CNI, as far as it is timed.
+/// What a timed call is for: a command of CNI, or none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
+    /// Starts a program, and has nothing for it to do.
+    Start,
     /// Says which versions the plugin speaks, and does nothing else.
     Version,
     /// Attaches a pod.
@@ -66,7 +71,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     let chained = vec![bridge(Nat::Iptables, V4), portmap(), firewall(), bandwidth(), tuning()];
     vec![
         Scenario { name: "start-up (VERSION)", workload: Workload::Startup("bridge"), at_once: &[1] },
-        attachments("bridge, no NAT", vec![bridge(Nat::None, V4)], Nat::None, both),
+        attachments(BARE_ATTACHMENT, vec![bridge(Nat::None, V4)], Nat::None, both),
         attachments("bridge, iptables", vec![bridge(Nat::Iptables, V4)], Nat::Iptables, both),
         attachments("bridge, nftables", vec![bridge(Nat::Nftables, V4)], Nat::Nftables, both),
         attachments("bridge, dual stack, iptables", vec![bridge(Nat::Iptables, Dual)], Nat::Iptables, both),
@@ -145,9 +150,10 @@ impl Workload {
 }
 
 impl Verb {
-    /// The value of `CNI_COMMAND`.
+    /// The value of `CNI_COMMAND`; a dash where there is none.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Start => "-",
             Self::Version => "VERSION",
             Self::Add => "ADD",
             Self::Del => "DEL",
