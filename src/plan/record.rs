@@ -190,10 +190,15 @@ fn temporary(path: &Path) -> PathBuf {
 fn open_record(path: &Path) -> std::io::Result<fs::File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    let opened = match openat2(AT_FDCWD, path, how) {
-        // Kernels before 5.6, and filters of system calls that do not know it.
-        Err(Errno::ENOSYS | Errno::EPERM) => open(path, flags | OFlag::O_NOFOLLOW, Mode::empty()),
-        opened => opened,
+    let opened = loop {
+        let opened = match openat2(AT_FDCWD, path, how) {
+            // Kernels before 5.6, and filters of system calls that do not know it.
+            Err(Errno::ENOSYS | Errno::EPERM) => open(path, flags | OFlag::O_NOFOLLOW, Mode::empty()),
+            opened => opened,
+        };
+        if opened.as_ref().err() != Some(&Errno::EINTR) {
+            break opened;
+        }
     };
     Ok(opened?.into())
 }

@@ -71,6 +71,7 @@ const fn sure(number: libc::c_long, name: &'static str) -> Watched {
 const WATCHED: &[Watched] = &[
     // Files: reservations, records, locks, sysctls, namespaces, other programs.
     call(libc::SYS_openat, "openat", Errno::EMFILE).interruptible(),
+    call(libc::SYS_openat2, "openat2", Errno::EMFILE).interruptible(),
     call(libc::SYS_read, "read", Errno::ENOMEM).interruptible(),
     call(libc::SYS_readv, "readv", Errno::ENOMEM).interruptible(),
     call(libc::SYS_pread64, "pread64", Errno::ENOMEM).interruptible(),

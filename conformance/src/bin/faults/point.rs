@@ -55,8 +55,8 @@ pub(crate) fn about(pid: Pid, call: &Watched, arguments: &[u64; 6]) -> String {
         "open" | "stat" | "lstat" | "access" | "readlink" | "mkdir" | "unlink" | "rmdir" | "execve"
         | "chdir" | "statfs" => text(pid, arguments[0]),
         "rename" | "link" => format!("{} to {}", text(pid, arguments[0]), text(pid, arguments[1])),
-        "openat" | "newfstatat" | "statx" | "faccessat" | "faccessat2" | "readlinkat" | "mkdirat"
-        | "unlinkat" => text(pid, arguments[1]),
+        "openat" | "openat2" | "newfstatat" | "statx" | "faccessat" | "faccessat2" | "readlinkat"
+        | "mkdirat" | "unlinkat" => text(pid, arguments[1]),
         "linkat" | "renameat" | "renameat2" => {
             format!("{} to {}", text(pid, arguments[1]), text(pid, arguments[3]))
         }
