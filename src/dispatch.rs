@@ -133,12 +133,9 @@ impl Verb<'_> {
 
     fn gc(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         let valid = self.request.config.valid_attachments()?;
-        let mut errors: Vec<anyhow::Error> =
-            plan::collect(&valid, self.records, world).err().into_iter().collect();
-        if let Some(lease) = (self.plugin.lease)(self.request) {
-            errors.extend(lease.collect(&valid, world).err());
-        }
-        plan::join(errors)
+        let leftovers = (self.plugin.leftovers)(self.request);
+        let lease = (self.plugin.lease)(self.request);
+        plan::collect(&valid, &leftovers, lease.as_ref(), self.records, world)
     }
 
     fn status(&self, world: &mut World<'_>) -> anyhow::Result<()> {

@@ -39,6 +39,13 @@ impl Held {
         }
     }
 
+    /// Takes the lock of a file if nobody has it in a way that forbids it; `None` if somebody does.
+    ///
+    /// Errors: the kernel's, if the file cannot be locked.
+    pub fn try_take(file: File, mode: Mode) -> Result<Option<Self>, Errno> {
+        Ok(try_lock(&file, mode)?.then_some(Self(file)))
+    }
+
     /// Has the lock to itself from now on, if nobody else shares it; else whether it is still shared is not certain.
     ///
     /// Errors: code 105 if the file cannot be locked.

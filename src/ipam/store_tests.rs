@@ -385,7 +385,7 @@ fn reservations_of_another_boot_are_free() {
     set("10.0.0.5");
     // A boot empties /run.
     fs::remove_dir_all(place.state()).unwrap();
-    let collected = place.lock().collect(&ValidAttachments::NotGiven).unwrap();
+    let collected = place.lock().collect(&ValidAttachments::NotGiven, &[]).unwrap();
     assert_eq!(collected.released, [(owner("a"), ip("10.0.0.2"))]);
     assert_eq!(place.reserved(), BTreeSet::from(["10.0.0.3".into(), "10.0.0.4".into()]));
     assert_eq!(release(&place, "a"), [""; 0]);
@@ -416,7 +416,8 @@ fn a_gc_keeps_what_is_valid() {
     place.write("10.0.0.9", "old");
     place.write("10.0.0.10", "older");
     let valid = |id: &str| ValidAttachment { container_id: id.into(), ifname: "eth0".into() };
-    let collected = place.lock().collect(&ValidAttachments::Only(vec![valid("b"), valid("old")])).unwrap();
+    let collected =
+        place.lock().collect(&ValidAttachments::Only(vec![valid("b"), valid("old")]), &[]).unwrap();
     let released: Vec<String> = collected.released.iter().map(|(_, address)| address.to_string()).collect();
     assert_eq!(released, ["10.0.0.2", "10.0.0.4", "10.0.0.10"]);
     assert!(collected.failures.is_empty());

@@ -9,8 +9,8 @@ use super::index::Index;
 use super::range::{RangeSet, to_number};
 use super::reservation::{Found, Owner, address_of, look};
 use super::store::{Glance, Judged, LockedStore, Store, boot_to_judge_by, join, judge};
-use crate::spec::CniError;
 use crate::spec::config::ValidAttachments;
+use crate::spec::{Attachment, CniError};
 
 /// How much of a range set is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,15 +132,23 @@ impl LockedStore {
     /// Releases what belongs to no valid attachment; where nobody says what is valid, only what is provably dead.
     ///
     /// What an old version reserved for a container alone is kept as long as the container has a valid attachment.
+    /// `attached` are attachments of which more is known than the caller knows: those of calls that run at the moment.
     /// Goes on past errors.
-    pub fn collect(&mut self, valid: &ValidAttachments) -> Result<Collected, CniError> {
+    pub fn collect(
+        &mut self,
+        valid: &ValidAttachments,
+        attached: &[Attachment],
+    ) -> Result<Collected, CniError> {
         // Reads everything, whatever the index says: a GC is rare, and this is where what was lost is found again.
         self.rebuild()?;
         let mut collected = Collected { released: std::mem::take(&mut self.reclaimed), failures: Vec::new() };
         let ValidAttachments::Only(valid) = valid else { return Ok(collected) };
-        let attachments: BTreeSet<(&str, &str)> =
-            valid.iter().map(|it| (it.container_id.as_str(), it.ifname.as_str())).collect();
-        let containers: BTreeSet<&str> = valid.iter().map(|it| it.container_id.as_str()).collect();
+        let attachments: BTreeSet<(&str, &str)> = valid
+            .iter()
+            .map(|it| (it.container_id.as_str(), it.ifname.as_str()))
+            .chain(attached.iter().map(|it| (it.container_id.as_str(), it.ifname.as_str())))
+            .collect();
+        let containers: BTreeSet<&str> = attachments.iter().map(|(container_id, _)| *container_id).collect();
         let is_valid = |owner: &Owner| {
             let id = owner.container_id.as_str();
             if owner.ifname.is_empty() {

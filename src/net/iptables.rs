@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::nft::{Family, Table};
 pub use legacy::Legacy;
+pub use native::comment_of;
 pub use rule::{AddressMatch, Rule, Target};
 
 /// Where commands are looked for, whatever `PATH` says: a runtime's environment is not ours to trust.

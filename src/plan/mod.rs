@@ -1,20 +1,23 @@
 //! The three loops: apply, check, remove. Nothing else makes, looks at or removes resources.
 
+pub mod collect;
 pub mod journal;
 pub mod reclaim;
 pub mod record;
-
-use std::collections::BTreeSet;
+pub mod records;
+pub mod restore;
 
 use anyhow::Context;
 use log::debug;
 
 use crate::resource::{Finding, Lease, Resource, Scope, World};
-use crate::spec::config::ValidAttachments;
 use crate::spec::{CniError, CniResult, Code};
 
+pub use collect::collect;
 pub use journal::Journal;
-pub use record::{Record, Records};
+pub use record::Record;
+pub use records::{Claim, Records};
+pub use restore::restore;
 
 /// What a plugin wants for an attachment.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +61,8 @@ pub fn add(
         // Only to tell some day that the pod is gone.
         world.pod().ok().map(|pod| pod.netns().identity())
     };
-    if let Some(record) = records.read(&world.request.attachment)? {
+    let mut claim = records.claim(&world.request.attachment)?;
+    if let Some(record) = &claim.record {
         if record.netns == netns
             && let Some(result) = &record.result
             && check(&record.resources, world).is_ok_and(|findings| findings.is_empty())
@@ -70,9 +74,10 @@ pub fn add(
     }
     let lease = plugin.lease();
     let mut record = Record::begin(world.request, netns, lease.clone());
-    records.write(&record)?;
+    records.write(&record, &mut claim)?;
     let mut journal = Journal::new(world);
-    let outcome = apply(plugin, lease, &mut record, records, &mut journal);
+    let keep = |record: &Record| records.write(record, &mut claim);
+    let outcome = apply(plugin, lease, &mut record, keep, &mut journal);
     match outcome.and_then(|result| tell(&result)) {
         Ok(()) => {
             journal.commit();
@@ -80,11 +85,16 @@ pub fn add(
         }
         Err(error) => {
             let (error, is_clean) = journal.roll_back(error);
-            // A record of what could not be undone stays for the DEL that follows.
             if is_clean {
-                records.delete(&record.attachment)?;
+                claim.delete()?;
+                return Err(error);
             }
-            Err(error)
+            // What could not be undone stays recorded for the DEL that follows, but nobody is to put the rest back.
+            record.result = None;
+            match records.write(&record, &mut claim) {
+                Ok(()) => Err(error),
+                Err(e) => Err(journal::also(error, &[format!("{e:#}")])),
+            }
         }
     }
 }
@@ -93,7 +103,7 @@ fn apply(
     plugin: &dyn Plugin,
     lease: Option<Lease>,
     record: &mut Record,
-    records: &Records,
+    keep: impl FnOnce(&Record) -> anyhow::Result<()>,
     journal: &mut Journal<'_, '_>,
 ) -> anyhow::Result<CniResult> {
     let leased = match lease {
@@ -109,7 +119,7 @@ fn apply(
     plan.result.to_value(journal.world().request.config.version)?;
     record.resources.extend(plan.resources.iter().cloned());
     record.result = Some(plan.result.clone());
-    records.write(record)?;
+    keep(record)?;
     for resource in plan.resources {
         journal.ensure(resource)?;
     }
@@ -173,37 +183,13 @@ pub fn del(
     records: &Records,
     world: &mut World<'_>,
 ) -> anyhow::Result<()> {
-    let attachment = world.request.attachment.clone();
-    match records.read(&attachment)? {
+    let claim = records.claim(&world.request.attachment)?;
+    match &claim.record {
         Some(record) => remove(&record.resources, world)?,
         None => remove(&leftovers(), world)?,
     }
     // Also one that nobody understands.
-    records.delete(&attachment)
-}
-
-/// GC: removes the attachments that are not valid, and without a list those whose namespace is gone.
-pub fn collect(valid: &ValidAttachments, records: &Records, world: &mut World<'_>) -> anyhow::Result<()> {
-    let valid: Option<BTreeSet<(&str, &str)>> = match valid {
-        ValidAttachments::NotGiven => None,
-        ValidAttachments::Only(list) => {
-            Some(list.iter().map(|a| (a.container_id.as_str(), a.ifname.as_str())).collect())
-        }
-    };
-    let mut errors = Vec::new();
-    for record in records.list(&world.request.config.name)? {
-        let is_dead = match &valid {
-            Some(valid) => {
-                !valid.contains(&(record.attachment.container_id.as_str(), record.attachment.ifname.as_str()))
-            }
-            None => record.is_provably_dead(),
-        };
-        if is_dead {
-            let outcome = remove(&record.resources, world).and_then(|()| records.delete(&record.attachment));
-            errors.extend(outcome.err().map(|e| e.context(record.attachment.to_string())));
-        }
-    }
-    join(errors)
+    claim.delete()
 }
 
 /// One error out of several: the first, with the others in its words.

@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use super::{Record, Records, join};
+use super::{Claim, Record, Records, join};
 use crate::resource::lease::Source;
 use crate::resource::{Lease, Resource, Scope, World};
 use crate::spec::{Attachment, Command};
@@ -25,11 +25,13 @@ pub fn reclaim(lease: &Lease, world: &mut World<'_>) -> anyhow::Result<bool> {
     let mut elsewhere = World::new(&request, world.state.clone());
     let mut errors = Vec::new();
     let is_any_free = lease.reclaim(&mut elsewhere, |attachment, world, release| {
-        let found = match Found::look(attachment, &world.state) {
-            Ok(found) => found,
+        let found = match Found::claim(attachment, &world.state) {
+            Ok(Some(found)) => found,
+            // Who is worked on lives, or has just been removed.
+            Ok(None) => return,
             Err(error) => return errors.push(error),
         };
-        if found.is_dead() {
+        if is_dead_by(&found.records()) {
             log::info!("{attachment}: its namespace is gone, and so is all else of it");
             let outcome = found.remove(world).and_then(|()| Ok(release()?)).and_then(|()| found.delete());
             errors.extend(outcome.err().map(|e| e.context(format!("reclaim addresses of {attachment}"))));
@@ -45,43 +47,51 @@ pub fn reclaim(lease: &Lease, world: &mut World<'_>) -> anyhow::Result<bool> {
 
 /// Whether [`reclaim`] would give back the addresses of an attachment.
 pub fn is_dead(attachment: &Attachment, state: &Path) -> bool {
-    Found::look(attachment, state).is_ok_and(|found| found.is_dead())
-}
-
-/// What there is of an attachment: its record of each plugin in a chain that has one.
-struct Found(Vec<(Records, Record)>);
-
-impl Found {
-    fn look(attachment: &Attachment, state: &Path) -> anyhow::Result<Self> {
+    let read = || -> anyhow::Result<Vec<Record>> {
         let mut found = Vec::new();
         for records in Records::of_all(state)? {
-            if let Some(record) = records.read(attachment)? {
-                found.push((records, record));
+            found.extend(records.read(attachment)?);
+        }
+        Ok(found)
+    };
+    read().is_ok_and(|found| is_dead_by(&found.iter().collect::<Vec<_>>()))
+}
+
+/// Whether one record of an attachment proves that it is dead, and none says otherwise.
+fn is_dead_by(records: &[&Record]) -> bool {
+    let mut with_netns = records.iter().filter(|record| record.netns.is_some()).peekable();
+    // What another program has given can be given back only by a call with the configuration of then.
+    let is_ours =
+        |resource: &Resource| !matches!(resource, Resource::Lease(Lease { source: Source::Delegated { .. }, .. }));
+    with_netns.peek().is_some()
+        && with_netns.all(|record| record.is_provably_dead())
+        && records.iter().all(|record| record.resources.iter().all(is_ours))
+}
+
+/// What there is of an attachment: its record of each plugin in a chain that has one. Nobody else works on it.
+struct Found(Vec<Claim>);
+
+impl Found {
+    /// `None` if another call works on the attachment. It is not waited for: it may wait for us.
+    fn claim(attachment: &Attachment, state: &Path) -> anyhow::Result<Option<Self>> {
+        let mut claims = Vec::new();
+        for records in Records::of_all(state)? {
+            match records.try_to_claim(attachment)? {
+                Some(claim) => claims.push(claim),
+                None => return Ok(None),
             }
         }
-        Ok(Self(found))
+        Ok(Some(Self(claims)))
     }
 
-    fn records(&self) -> impl DoubleEndedIterator<Item = &Record> {
-        self.0.iter().map(|(_, record)| record)
-    }
-
-    /// Whether one record proves it, and none says otherwise.
-    fn is_dead(&self) -> bool {
-        let mut with_netns = self.records().filter(|record| record.netns.is_some()).peekable();
-        // What another program has given can be given back only by a call with the configuration of then.
-        let is_ours = |resource: &Resource| {
-            !matches!(resource, Resource::Lease(Lease { source: Source::Delegated { .. }, .. }))
-        };
-        with_netns.peek().is_some()
-            && with_netns.all(Record::is_provably_dead)
-            && self.records().all(|record| record.resources.iter().all(is_ours))
+    fn records(&self) -> Vec<&Record> {
+        self.0.iter().filter_map(|claim| claim.record.as_ref()).collect()
     }
 
     /// Removes all but the reservations, whose lock is held.
     fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         let mut errors = Vec::new();
-        for record in self.records().rev() {
+        for record in self.records().into_iter().rev() {
             for resource in record.resources.iter().rev() {
                 if resource.scope() == Scope::Attachment && !matches!(resource, Resource::Lease(_)) {
                     errors.extend(resource.remove(world).err());
@@ -91,7 +101,7 @@ impl Found {
         join(errors)
     }
 
-    fn delete(&self) -> anyhow::Result<()> {
-        self.0.iter().try_for_each(|(records, record)| records.delete(&record.attachment))
+    fn delete(self) -> anyhow::Result<()> {
+        self.0.into_iter().try_for_each(Claim::delete)
     }
 }

@@ -9,7 +9,7 @@ use nix::sys::stat::stat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Finding, World};
+use super::{Finding, Kept, World};
 use crate::ipam::fixed::Static;
 use crate::ipam::host_local::{self, HostLocal};
 use crate::ipam::{Owner, Store};
@@ -149,13 +149,19 @@ impl Lease {
         Ok(())
     }
 
-    /// Gives back what belongs to no valid attachment.
-    pub fn collect(&self, valid: &ValidAttachments, world: &mut World<'_>) -> anyhow::Result<()> {
+    /// Gives back what belongs to no valid attachment, nor to one that is kept.
+    pub fn collect(
+        &self,
+        valid: &ValidAttachments,
+        kept: &Kept<'_>,
+        world: &mut World<'_>,
+    ) -> anyhow::Result<()> {
         match &self.source {
             Source::HostLocal { data_dir } => {
                 let store = Store::new(data_dir, &world.request.config.name, &world.state);
                 if let Some(mut store) = store.lock(patience(world.request))? {
-                    store.collect(valid)?.into_result()?;
+                    // Asked for while the store is locked: an ADD writes its record before it takes an address.
+                    store.collect(valid, &kept()?)?.into_result()?;
                 }
             }
             Source::Static => {}

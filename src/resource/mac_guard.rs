@@ -18,8 +18,8 @@ use anyhow::Result;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::owner::Owner;
-use super::{Ensured, Finding, World};
+use super::owner::{Owner, strays};
+use super::{Ensured, Finding, Kept, World};
 use crate::net::nft::expr::{self, MetaKey, Register};
 use crate::net::nft::{
     Base, Carries, Chain, Element, Expr, Family, Hook, KeyType, Kind, Nft, Set, Table, Transaction, Verdict,
@@ -159,6 +159,37 @@ impl MacGuard {
         })?;
         remove_foreign(nft, &self.attachment)
     }
+}
+
+/// Removes the elements of a network's attachments that are not kept. The reference's guards do not say which network
+/// they are of, and stay.
+pub(super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Result<()> {
+    collect_with(world.nft()?, network, kept)
+}
+
+fn collect_with(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> Result<()> {
+    let mut found = Vec::new();
+    for set in [GUARDED, PORTS] {
+        for element in nft.elements(set)? {
+            let owner = element.comment.clone().map(Owner::from_comment).filter(|owner| owner.is_on(network));
+            found.extend(owner.map(|owner| (set, owner, element.key)));
+        }
+    }
+    let mut owners: Vec<Owner> = found.iter().map(|(_, owner, _)| owner.clone()).collect();
+    owners.sort();
+    owners.dedup();
+    let strays = strays(owners, kept)?;
+    for (set, owner, key) in found.into_iter().filter(|(_, owner, _)| strays.contains(owner)) {
+        repeat_if_overtaken(|| {
+            let mut transaction = Transaction::new();
+            let element = nft.element(set, &key)?;
+            if element.and_then(|element| element.comment).as_deref() == Some(owner.as_str()) {
+                transaction.delete_element(set, &key);
+            }
+            nft.commit(transaction)
+        })?;
+    }
+    Ok(())
 }
 
 /// Everything but elements. Written so that it does not matter if somebody else makes it at the same time.

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::owner::Owner;
-use super::{Ensured, Finding, World};
+use super::{Ensured, Finding, Kept, World};
 use crate::net::iptables::{Protocol, Variant, installed, legacy};
 use crate::net::nft::{Extension, Family, Nft};
 use crate::spec::{Attachment, Prefix};
@@ -110,26 +110,6 @@ impl Masquerade {
         foreign::remove(world.nft()?, attachment)
     }
 
-    /// The owners on a network that have elements in our nftables sets. GC removes those that are not alive:
-    /// `Masquerade { backend: Backend::Nftables, sources: vec![], .. }.remove()`, or
-    /// [`remove_owner`](Self::remove_owner) where only this line is known.
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel cannot be asked.
-    pub fn owners(network: &str, world: &mut World) -> Result<Vec<Owner>> {
-        Ok(nftables::owners(world.nft()?, network)?)
-    }
-
-    /// Removes everything of an owner from our nftables sets.
-    ///
-    /// # Errors
-    ///
-    /// As for [`remove`](Self::remove).
-    pub fn remove_owner(owner: &Owner, world: &mut World) -> Result<()> {
-        Ok(nftables::remove_all_of(world.nft()?, owner)?)
-    }
-
     fn ensure_with(&self, nft: &mut Nft) -> Result<Ensured> {
         match self.backend {
             Backend::Iptables => iptables::ensure(nft, &self.attachment, &self.sources),
@@ -153,6 +133,26 @@ impl Masquerade {
             Backend::Nftables => Ok(nftables::remove(nft, &Owner::new(&self.attachment), &self.sources)?),
         }
     }
+}
+
+/// Removes what attachments to a network have left that are not kept, in every form: our nftables table, iptables, and
+/// what the reference plugins have in nftables. Goes on past errors, and gives them all.
+///
+/// Unlike all else here it lists what there is, and so costs more with more pods.
+pub(super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Vec<anyhow::Error> {
+    match world.nft() {
+        Ok(nft) => collect_with(nft, network, kept),
+        Err(e) => vec![e.into()],
+    }
+}
+
+fn collect_with(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> Vec<anyhow::Error> {
+    let outcomes = [
+        nftables::collect(nft, network, kept),
+        iptables::collect(nft, network, kept),
+        foreign::collect(nft, network, kept),
+    ];
+    outcomes.into_iter().filter_map(Result::err).collect()
 }
 
 /// The network of a source as the kernel layer takes it.

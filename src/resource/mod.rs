@@ -7,6 +7,7 @@
 pub mod addressing;
 pub mod bridge;
 pub mod bridge_use;
+pub mod file_lock;
 pub mod forwarding;
 pub mod gateway;
 pub mod lease;
@@ -28,8 +29,11 @@ use std::fmt;
 use log::warn;
 use serde::{Deserialize, Serialize};
 
+use crate::spec::Attachment;
+
 pub use addressing::Addressing;
 pub use bridge::Bridge;
+pub use file_lock::FileLock;
 pub use forwarding::Forwarding;
 pub use gateway::Gateway;
 pub use lease::Lease;
@@ -90,6 +94,11 @@ pub enum Drift {
 }
 
 impl Finding {
+    /// Whether the object is not there at all.
+    pub fn is_missing(&self) -> bool {
+        self.drift == Drift::Missing
+    }
+
     /// An object that is not there.
     pub fn missing(object: impl Into<String>) -> Self {
         Self { object: object.into(), drift: Drift::Missing }
@@ -116,6 +125,19 @@ impl fmt::Display for Finding {
         }
     }
 }
+
+/// What [`Resource::restore`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// What it is, in a word.
+    pub what: &'static str,
+    /// What was missing or otherwise, and is not any more.
+    pub lost: Vec<Finding>,
+}
+
+/// The attachments to a network that a GC leaves alone, as they are when it is called: those that are valid, and those
+/// that have a record.
+pub type Kept<'a> = dyn Fn() -> anyhow::Result<Vec<Attachment>> + 'a;
 
 /// A thing that an attachment is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -218,6 +240,74 @@ impl Resource {
             Self::Masquerade(masquerade) => masquerade.observe(world),
             Self::Loopback(loopback) => loopback.observe(world),
             Self::ForeignVeth(_) | Self::ForeignMasquerade(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Puts it back if it is what something else than a call of this program takes away from pods that live: a flush
+    /// of the tables, a restart of the firewall, `sysctl --system`. Tells what was lost; only `restore` asks.
+    ///
+    /// What is kept in links, in the pod or on disk stays as long as these do.
+    pub fn restore(&self, world: &mut World<'_>) -> anyhow::Result<Option<Restored>> {
+        let what = match self {
+            Self::Forwarding(Forwarding::Ipv4) => "IPv4 forwarding",
+            Self::Forwarding(Forwarding::Ipv6) => "IPv6 forwarding",
+            Self::MacGuard(_) => "MAC guard",
+            Self::SpoofGuard(_) => "spoof guard",
+            Self::Masquerade(_) => "masquerade",
+            Self::Lease(_)
+            | Self::Bridge(_)
+            | Self::VlanGateway(_)
+            | Self::Gateway(_)
+            | Self::Veth(_)
+            | Self::ForeignVeth(_)
+            | Self::PortVlans(_)
+            | Self::ReservedFrames(_)
+            | Self::PodSysctls(_)
+            | Self::Addressing(_)
+            | Self::PortState(_)
+            | Self::ForeignMasquerade(_)
+            | Self::Loopback(_) => return Ok(None),
+        };
+        let lost = self.observe(world)?;
+        if !lost.is_empty() {
+            // What somebody else has by now is not taken away again.
+            if let Some(taken) = lost.iter().find(|it| self.scope() == Scope::Attachment && !it.is_missing())
+            {
+                anyhow::bail!("{what}: {taken}, and is left alone");
+            }
+            self.ensure(world)?;
+            if let Some(left) = self.observe(world)?.first() {
+                anyhow::bail!("{what}: {left}, and it cannot be put back");
+            }
+        }
+        Ok(Some(Restored { what, lost }))
+    }
+
+    /// Removes what attachments to a network have left that are not kept, of which there is no record.
+    ///
+    /// Who is kept is asked for after what is there: what a call has made that began meanwhile belongs to somebody
+    /// who is kept.
+    ///
+    /// Goes on past errors, and gives them all.
+    pub fn collect(&self, network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Vec<anyhow::Error> {
+        match self {
+            Self::ForeignMasquerade(_) | Self::Masquerade(_) => masquerade::collect(network, kept, world),
+            Self::MacGuard(_) => mac_guard::collect(network, kept, world).err().into_iter().collect(),
+            Self::SpoofGuard(_) => spoof_guard::collect(network, kept, world).err().into_iter().collect(),
+            // A lease is collected by itself. Links go with the pods, and what is shared stays.
+            Self::Lease(_)
+            | Self::Bridge(_)
+            | Self::VlanGateway(_)
+            | Self::Gateway(_)
+            | Self::Forwarding(_)
+            | Self::Veth(_)
+            | Self::ForeignVeth(_)
+            | Self::PortVlans(_)
+            | Self::ReservedFrames(_)
+            | Self::PodSysctls(_)
+            | Self::Addressing(_)
+            | Self::PortState(_)
+            | Self::Loopback(_) => Vec::new(),
         }
     }
 

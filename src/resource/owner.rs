@@ -1,7 +1,9 @@
 //! Whose an object in nf_tables is: a line of text in its user data.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
+use super::Kept;
 use crate::net::nft::userdata::COMMENT_MAX;
 use crate::spec::Attachment;
 use crate::spec::digest::sha512_hex;
@@ -49,6 +51,15 @@ impl Owner {
         let first = self.0.split('/').next().unwrap_or_default();
         first == network || first == cut(network, NETWORK_MAX)
     }
+}
+
+/// Those of some owners that are not kept. Who is kept is asked for only if there is anybody.
+pub(super) fn strays(mut owners: Vec<Owner>, kept: &Kept<'_>) -> anyhow::Result<Vec<Owner>> {
+    if !owners.is_empty() {
+        let kept: BTreeSet<Owner> = kept()?.iter().map(Owner::new).collect();
+        owners.retain(|owner| !kept.contains(owner));
+    }
+    Ok(owners)
 }
 
 fn cut(name: &str, max: usize) -> String {

@@ -24,8 +24,8 @@ use anyhow::Result;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::owner::Owner;
-use super::{Ensured, Finding, World};
+use super::owner::{Owner, strays};
+use super::{Ensured, Finding, Kept, World};
 use crate::net::nft::{Element, Nft, Set, Transaction, repeat_if_overtaken, set};
 use crate::net::{self, Mac};
 use crate::spec::{Attachment, CniError, Code};
@@ -84,28 +84,6 @@ impl SpoofGuard {
             Err(e) if is_unsupported(&e) => Ok(()),
             outcome => Ok(outcome?),
         }
-    }
-
-    /// The owners on a network that have elements here. GC removes those that are not alive by
-    /// [`remove_owner`](Self::remove_owner).
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel cannot be asked.
-    pub fn owners(network: &str, world: &mut World) -> Result<Vec<Owner>> {
-        match world.nft().and_then(|nft| owners(nft, network)) {
-            Err(e) if is_unsupported(&e) => Ok(Vec::new()),
-            found => Ok(found?),
-        }
-    }
-
-    /// Removes everything of an owner.
-    ///
-    /// # Errors
-    ///
-    /// As for [`remove`](Self::remove).
-    pub fn remove_owner(owner: &Owner, world: &mut World) -> Result<()> {
-        Ok(remove_all_of(world.nft()?, owner)?)
     }
 
     fn port_key(&self) -> Vec<u8> {
@@ -226,6 +204,19 @@ impl SpoofGuard {
             }
             nft.commit(transaction)
         })
+    }
+}
+
+/// Removes the elements of a network's attachments that are not kept.
+pub(super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Result<()> {
+    match world.nft().and_then(|nft| owners(nft, network)) {
+        Err(e) if is_unsupported(&e) => Ok(()),
+        found => {
+            for owner in strays(found?, kept)? {
+                remove_all_of(world.nft()?, &owner)?;
+            }
+            Ok(())
+        }
     }
 }
 

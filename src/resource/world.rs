@@ -1,6 +1,8 @@
 //! What resources act on.
 
+use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -178,7 +180,9 @@ impl World<'_> {
         let mark = self.deletion_mark();
         if has_deleted {
             // A hint that cannot be given costs somebody some milliseconds.
-            let _ = std::fs::write(&mark, "");
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
+            let _ = options.open(&mark);
             return true;
         }
         !time_to_free(&mark).is_zero()

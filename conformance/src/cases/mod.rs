@@ -40,6 +40,8 @@ mod host_local_requests;
 mod host_local_store;
 mod loopback;
 mod reboot;
+mod records;
+mod restore;
 mod results;
 mod spoof_guard;
 mod status;
@@ -85,6 +87,8 @@ pub fn all() -> Vec<Case> {
         forwarding::CASES,
         bridge_check::CASES,
         bridge_errors::CASES,
+        restore::CASES,
+        records::CASES,
     ]
     .concat()
 }

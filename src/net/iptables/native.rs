@@ -13,12 +13,13 @@
 //!
 //! The command also sends the protocol of `-p` with a rule (`NFTA_RULE_COMPAT`); without `-p` that says nothing.
 
-use netlink_packet_core::DefaultNla;
+use netlink_packet_core::{DefaultNla, Nla};
+use netlink_packet_netfilter::nftables::Expressions;
 
 use super::Protocol;
 use super::rule::{AddressMatch, COMMENT_MAX, Membership, Rule, Target};
 use crate::net::nft::expr::{self, Operator, Side};
-use crate::net::nft::{Expr, Verdict};
+use crate::net::nft::{self, Expr, Verdict};
 
 /// Attributes of `match` and `target` alike (linux/netfilter/nf_tables_compat.h).
 const NAME: u16 = 1;
@@ -53,6 +54,26 @@ impl Rule {
         });
         expressions
     }
+}
+
+/// The comment that the command shows for a rule of nf_tables.
+pub fn comment_of(rule: &nft::Rule) -> Option<String> {
+    rule.expressions().find_map(|expression| {
+        let Expressions::Other { expression_type, attributes } = expression else { return None };
+        let value = |kind: u16| attributes.iter().find(|it| it.kind() == kind).map(value_of);
+        if expression_type != "match" || value(NAME)? != b"comment\0" {
+            return None;
+        }
+        let mut text = value(INFO)?;
+        text.truncate(text.iter().position(|&byte| byte == 0).unwrap_or(text.len()));
+        String::from_utf8(text).ok()
+    })
+}
+
+fn value_of(attribute: &DefaultNla) -> Vec<u8> {
+    let mut value = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut value);
+    value
 }
 
 /// What MASQUERADE is told: no ports. IPv4 counts its ranges, of which there is one.

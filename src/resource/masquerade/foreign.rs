@@ -1,10 +1,11 @@
 //! What the reference plugins leave of their masquerading.
 
 use anyhow::Result;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::super::World;
 use super::super::owner::Owner;
+use super::super::{Kept, World};
 use super::{iptables, nftables};
 use crate::net::nft::{Chain, Family, Nft, Table, Transaction, repeat_if_overtaken};
 use crate::spec::Attachment;
@@ -52,6 +53,29 @@ pub(super) fn remove(nft: &mut Nft, attachment: &Attachment) -> Result<()> {
         nft.commit(transaction)
     })?;
     Ok(())
+}
+
+/// Removes the reference's rules of a network's attachments that are not kept.
+pub(super) fn collect(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> Result<()> {
+    if !nft.has_chain(CHECKS)? {
+        return Ok(());
+    }
+    let of_network = format!("{}-", sha512_hex(&[network], 16));
+    let mut rules = nft.rules(CHECKS)?;
+    rules.retain(|rule| rule.comment.as_ref().is_some_and(|comment| comment.starts_with(&of_network)));
+    let kept: Vec<String> = kept()?.iter().map(comment_beginning).collect();
+    let mut transaction = Transaction::new();
+    for rule in rules {
+        let comment = rule.comment.unwrap_or_default();
+        if !kept.iter().any(|beginning| comment.starts_with(beginning)) {
+            transaction.delete_rule(CHECKS, rule.handle);
+        }
+    }
+    match nft.commit(transaction) {
+        // A DEL was faster. What else there is, the next GC finds.
+        Err(e) if e.errno == Errno::ENOENT => Ok(()),
+        outcome => Ok(outcome?),
+    }
 }
 
 /// What the comment of such a rule begins with: a hash of the network, and one of the interface.

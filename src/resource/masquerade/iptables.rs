@@ -11,19 +11,24 @@
 //! network share it. One thing is other than there: every ACCEPT stands before the MASQUERADE, also that of a second
 //! subnet; the reference appends it behind, where no packet comes.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use ipnetwork::IpNetwork;
 
-use super::super::{Ensured, Finding};
+use super::super::{Ensured, Finding, Kept};
 use super::multicast;
 use crate::net;
 use crate::net::iptables::legacy::{self, Change};
-use crate::net::iptables::{AddressMatch, Legacy, Protocol, Rule, Target, Variant, installed};
+use crate::net::iptables::{AddressMatch, Legacy, Protocol, Rule, Target, Variant, comment_of, installed};
 use crate::net::nft::{self, Base, Chain, ChainState, Hook, Kind, Nft, Transaction, repeat_if_overtaken};
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, Prefix};
 
 const POSTROUTING: &str = "POSTROUTING";
+
+/// What the names of containers' chains begin with.
+const CHAIN_PREFIX: &str = "CNI-";
 
 /// What `iptables-nft` makes of that chain when it finds none.
 const BASE: Base = Base { kind: Kind::Nat, hook: Hook::Postrouting, priority: 100 };
@@ -51,7 +56,7 @@ impl Rules {
         let rule = |source: Option<AddressMatch>, destination: Option<AddressMatch>, target: Target| Rule {
             source,
             destination,
-            comment: format!("name: {network:?} id: {container_id:?}"),
+            comment: comment(network, container_id),
             target,
         };
         let mut accept = Vec::new();
@@ -86,7 +91,21 @@ impl Rules {
 
 /// `CNI-` and the beginning of a hash over network and container, as the reference makes it.
 pub(super) fn chain_name(attachment: &Attachment) -> String {
-    format!("CNI-{}", sha512_hex(&[&attachment.network, &attachment.container_id], 24))
+    format!("{CHAIN_PREFIX}{}", sha512_hex(&[&attachment.network, &attachment.container_id], 24))
+}
+
+/// The comment of each rule.
+fn comment(network: &str, container_id: &str) -> String {
+    format!("name: {network:?} id: {container_id:?}")
+}
+
+/// The container in a comment on a network, if it is the one whose chain this is.
+fn container_in(text: &str, network: &str, chain: &str) -> Option<String> {
+    let (_, rest) = text.split_once(" id: \"")?;
+    let container_id = rest.strip_suffix('"')?.to_owned();
+    let attachment = Attachment { network: network.to_owned(), container_id, ifname: String::new() };
+    let is_ours = text == comment(network, &attachment.container_id) && chain == chain_name(&attachment);
+    is_ours.then_some(attachment.container_id)
 }
 
 /// The variant to write to: that of the system's command. Without one, nobody will look with it either.
@@ -112,19 +131,28 @@ pub(super) fn ensure(nft: &mut Nft, attachment: &Attachment, sources: &[Prefix])
 fn ensure_native(nft: &mut Nft, rules: &Rules) -> net::Result<Ensured> {
     let (chain, entry) = (rules.native_chain(), rules.native_entry());
     let mut transaction = Transaction::new();
-    // Nothing can lead to a chain that is not there, so the other pods' rules need not be looked at.
-    let (own, entries) = if let Some(state) = nft.chain_state(chain)? {
-        let own = nft.rules(chain)?;
-        let entries = leading(nft, entry, chain, state, own.len())?;
-        (own, entries)
-    } else {
-        transaction.add_table(chain.table);
-        if !nft.has_chain(entry)? {
-            transaction.add_base_chain(entry, BASE);
+    let (mut own, mut entries) = (Vec::new(), Vec::new());
+    match nft.chain_state(chain)? {
+        // Nothing can lead to a chain that is not there, so the other pods' rules need not be looked at.
+        None => {
+            transaction.add_table(chain.table);
+            add_entry(nft, &mut transaction, entry)?;
+            transaction.add_chain(chain);
         }
-        transaction.add_chain(chain);
-        (Vec::new(), Vec::new())
-    };
+        // Flushed (`iptables -t nat -F`). A new one and its rules get handles by which they are found again.
+        Some(ChainState { uses: 0, .. }) => {
+            transaction.delete_chain(chain);
+            add_entry(nft, &mut transaction, entry)?;
+            transaction.add_chain(chain);
+        }
+        Some(state) => {
+            own = nft.rules(chain)?;
+            entries = leading(nft, entry, chain, state, own.len())?;
+            if entries.is_empty() {
+                add_entry(nft, &mut transaction, entry)?;
+            }
+        }
+    }
     let missing = |present: &[nft::Rule], rule: &Rule| {
         let expressions = rule.expressions(rules.protocol);
         (!present.iter().any(|found| found.consists_of(&expressions))).then_some(expressions)
@@ -146,6 +174,14 @@ fn ensure_native(nft: &mut Nft, rules: &Rules) -> net::Result<Ensured> {
     let ensured = if transaction.is_empty() { Ensured::Present } else { Ensured::Created };
     nft.commit(transaction)?;
     Ok(ensured)
+}
+
+/// Makes POSTROUTING where it is not there.
+fn add_entry(nft: &mut Nft, transaction: &mut Transaction, entry: Chain) -> net::Result<()> {
+    if !nft.has_chain(entry)? {
+        transaction.add_base_chain(entry, BASE);
+    }
+    Ok(())
 }
 
 /// The rules of POSTROUTING that lead to a chain with that many rules of its own.
@@ -331,4 +367,50 @@ fn remove_legacy(protocol: Protocol, chain: &str, entries: &[Rule]) -> Result<()
         legacy.change_nat(&changes)?;
     }
     Ok(())
+}
+
+/// Removes the chains of a network's containers of which no attachment is kept.
+pub(super) fn collect(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> Result<()> {
+    let mut containers = BTreeSet::new();
+    for protocol in Protocol::ALL {
+        containers.extend(native_containers(nft, protocol, network)?);
+        containers.extend(legacy_containers(protocol, network)?);
+    }
+    if containers.is_empty() {
+        return Ok(());
+    }
+    for attachment in kept()? {
+        containers.remove(&attachment.container_id);
+    }
+    for container_id in containers {
+        let attachment = Attachment { network: network.to_owned(), container_id, ifname: String::new() };
+        remove(nft, &attachment, &[])?;
+    }
+    Ok(())
+}
+
+/// The containers that have a chain with a rule on a network.
+fn native_containers(nft: &mut Nft, protocol: Protocol, network: &str) -> net::Result<Vec<String>> {
+    let table = protocol.nat();
+    let mut containers = Vec::new();
+    for name in nft.chain_names(table)?.into_iter().filter(|name| name.starts_with(CHAIN_PREFIX)) {
+        let rules = nft.rules(table.chain(&name))?;
+        let found = rules.iter().find_map(|rule| container_in(&comment_of(rule)?, network, &name));
+        containers.extend(found);
+    }
+    Ok(containers)
+}
+
+/// The same; chains that no rule leads to any more are not found.
+fn legacy_containers(protocol: Protocol, network: &str) -> Result<Vec<String>> {
+    if !legacy::has_nat(protocol) {
+        return Ok(Vec::new());
+    }
+    let rules = Legacy::find(protocol)?.nat_rules(POSTROUTING)?.unwrap_or_default();
+    let container = |line: &String| {
+        let (rest, chain) = line.split_once(" -j ")?;
+        let (_, quoted) = rest.split_once("--comment \"")?;
+        container_in(&quoted.strip_suffix('"')?.replace('\\', ""), network, chain)
+    };
+    Ok(rules.iter().filter_map(container).collect())
 }

@@ -16,8 +16,8 @@
 //! The sets are hash tables without verdicts, so neither a connection nor an ADD or DEL costs more with more pods. A
 //! subnet's set and rule are made together, with its first pod, and stay.
 
-use super::super::owner::Owner;
-use super::super::{Ensured, Finding};
+use super::super::owner::{Owner, strays};
+use super::super::{Ensured, Finding, Kept};
 use super::multicast;
 use crate::net::Result;
 use crate::net::nft::expr::{self, Operator, Side};
@@ -218,6 +218,15 @@ pub(super) fn remove_all_of(nft: &mut Nft, owner: &Owner) -> Result<()> {
     })
 }
 
+/// Removes the elements of a network's attachments that are not kept.
+pub(super) fn collect(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> anyhow::Result<()> {
+    for owner in strays(owners(nft, network)?, kept)? {
+        remove_all_of(nft, &owner)?;
+    }
+    Ok(())
+}
+
+/// The owners on a network that have elements.
 pub(super) fn owners(nft: &mut Nft, network: &str) -> Result<Vec<Owner>> {
     let mut owners = Vec::new();
     for subnet in subnets(nft)? {
