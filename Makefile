@@ -9,6 +9,7 @@ SHELL := /bin/bash
 PLUGINS := bridge host-local loopback static
 
 BINDIR ?= /opt/cni/bin
+UNITDIR ?= /etc/systemd/system
 DESTDIR ?=
 
 # A target of musl makes a program without any library, which runs on every Linux of this architecture.
@@ -100,6 +101,22 @@ uninstall: ## remove what install has put there
 	    if [ "$$dir/$$name" -ef "$$dir/bridgehead" ]; then rm "$$dir/$$name"; fi; \
 	done; \
 	rm -f "$$dir/bridgehead"
+
+# Only on request: whoever has no systemd, or no firewall that flushes what is not its own, needs none.
+UNIT := bridgehead-restore.service
+
+.PHONY: install-unit
+install-unit: ## put the systemd unit that restores rules after firewalls into DESTDIR/UNITDIR (/etc/systemd/system)
+	@dir='$(DESTDIR)$(UNITDIR)'; \
+	mkdir -p "$$dir"; \
+	sed 's,/opt/cni/bin/,$(BINDIR)/,' packaging/systemd/$(UNIT) >"$$dir/.$(UNIT)"; \
+	chmod 0644 "$$dir/.$(UNIT)"; \
+	mv -f -T "$$dir/.$(UNIT)" "$$dir/$(UNIT)"; \
+	echo "In $$dir: $(UNIT). Now: systemctl daemon-reload && systemctl enable --now $(UNIT)"
+
+.PHONY: uninstall-unit
+uninstall-unit: ## remove what install-unit has put there; `systemctl disable --now bridgehead-restore` comes first
+	rm -f '$(DESTDIR)$(UNITDIR)/$(UNIT)'
 
 .PHONY: stage
 stage: # build and install for demo, tests and benchmark

@@ -1,5 +1,6 @@
 //! What `--help` says.
 
+use super::options::Deed;
 use crate::spec::Command;
 
 /// The help of the whole: one screen, with an example that works as it stands.
@@ -12,6 +13,7 @@ Commands:
   check    ask the plugins whether the attachment is still as add left it
   del      detach NETNS from NETWORK
   gc       remove what attachments left behind that are no more
+  restore  put back rules and settings of running containers that a firewall has thrown away
   status   ask the plugins whether an add could be served now
   version  tell which versions of CNI each plugin speaks
   help     explain a command:  bridgehead help add
@@ -47,14 +49,15 @@ Exit status: 0 done, 1 failed, 2 the command line makes no sense.
 "#;
 
 /// The help of a command.
-pub(super) const fn of(command: Command) -> &'static str {
-    match command {
-        Command::Add => ADD,
-        Command::Check => CHECK,
-        Command::Del => DEL,
-        Command::Gc => GC,
-        Command::Status => STATUS,
-        Command::Version => VERSION,
+pub(super) const fn of(deed: Deed) -> &'static str {
+    match deed {
+        Deed::Verb(Command::Add) => ADD,
+        Deed::Verb(Command::Check) => CHECK,
+        Deed::Verb(Command::Del) => DEL,
+        Deed::Verb(Command::Gc) => GC,
+        Deed::Verb(Command::Status) => STATUS,
+        Deed::Verb(Command::Version) => VERSION,
+        Deed::Restore => RESTORE,
     }
 }
 
@@ -124,6 +127,25 @@ Examples:
 All options: bridgehead --help
 "#;
 
+const RESTORE: &str = r#"Put back rules and settings of running containers that a firewall has thrown away.
+
+Usage: bridgehead restore [NETWORK]
+
+A flush of nf_tables or iptables (nft flush ruleset, iptables -t nat -F, a firewall that restarts) takes the rules of
+running containers too, and they lose the way out of their network. This puts back what /run/bridgehead has on record
+of them, for all networks or for one: masquerade, the guard against false MAC addresses, forwarding. It names each
+attachment for which something was missing. It may run at any time, also beside add and del, and as often as one
+likes: what is there stays as it is. It needs neither the files of networks nor other plugins.
+
+`make install-unit` has systemd do this whenever a firewall was restarted or reloaded.
+
+Examples:
+  bridgehead restore
+  bridgehead restore demo
+
+All options: bridgehead --help
+"#;
+
 const STATUS: &str = r#"Ask the plugins whether an add could be served now.
 
 Usage: bridgehead status NETWORK [OPTION]...
@@ -168,7 +190,7 @@ mod tests {
     #[test]
     fn the_help_fits_on_a_screen() {
         assert!(OVERVIEW.lines().count() <= 50);
-        let texts = COMMANDS.iter().map(|(_, command)| of(*command)).chain([OVERVIEW]);
+        let texts = COMMANDS.iter().map(|(_, deed)| of(*deed)).chain([OVERVIEW]);
         for line in texts.flat_map(str::lines).filter(|line| !line.contains("portMappings")) {
             assert!(line.len() <= 116, "{line}");
         }
@@ -176,9 +198,10 @@ mod tests {
 
     #[test]
     fn every_command_is_in_the_overview_and_names_itself() {
-        for (name, command) in COMMANDS {
+        for (name, deed) in COMMANDS {
             assert!(OVERVIEW.contains(&format!("\n  {name} ")), "{name}");
-            assert!(of(command).contains(&format!("Usage: bridgehead {name} NETWORK")), "{name}");
+            let network = if deed == Deed::Restore { "[NETWORK]" } else { "NETWORK" };
+            assert!(of(deed).contains(&format!("Usage: bridgehead {name} {network}")), "{name}");
         }
     }
 }

@@ -2,17 +2,22 @@
 
 mod help;
 mod options;
+mod restoration;
 mod session;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::ser::PrettyFormatter;
 
 use self::options::{Asked, Misuse};
+use self::restoration::{Detail, Restoration};
 use self::session::Session;
+use crate::dispatch::STATE;
+use crate::plan;
 use crate::runtime::Failure;
 use crate::runtime::chain::Spoken;
 use crate::spec::{CniError, Code, Command, version};
@@ -24,13 +29,16 @@ const MISUSE: u8 = 2;
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-    ExitCode::from(Terminal { out: &mut out, err: &mut err }.run(args, &variable))
+    // A log is read later, when nobody can look any more.
+    let detail = if out.is_terminal() { Detail::InAWord } else { Detail::EachObject };
+    ExitCode::from(Terminal { out: &mut out, err: &mut err, detail }.run(args, &variable))
 }
 
 /// Where the tool writes: results to `out`, words for people to `err`.
 struct Terminal<'a> {
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
+    detail: Detail,
 }
 
 /// Something failed, and has been told.
@@ -45,12 +53,13 @@ impl Terminal<'_> {
         let done = match Asked::parse(args) {
             Err(misuse) => return self.explain(&misuse),
             Ok(Asked::Help(None)) => self.print(help::OVERVIEW),
-            Ok(Asked::Help(Some(command))) => self.print(help::of(command)),
+            Ok(Asked::Help(Some(deed))) => self.print(help::of(deed)),
             Ok(Asked::OwnVersion) => self.print(&format!(
                 "bridgehead {} (CNI {})\n",
                 env!("CARGO_PKG_VERSION"),
                 version::ALL.map(|v| v.as_str()).join(" ")
             )),
+            Ok(Asked::Restore(network)) => self.restore(Path::new(STATE), network.as_deref()),
             Ok(Asked::Verb(options)) => match Session::new(&options, variable) {
                 Ok(session) => self.carry_out(options.command, &session),
                 Err(error) => self.say(&error),
@@ -87,6 +96,32 @@ impl Terminal<'_> {
             }
             Command::Version => self.print_versions(session, &chain.versions()),
         }
+    }
+
+    /// Puts back what was lost, and tells of each attachment while it goes on.
+    fn restore(&mut self, state: &Path, network: Option<&str>) -> Result<(), Told> {
+        let mut restoration = Restoration::new(self.detail);
+        let mut outcome = Ok(());
+        let errors = plan::restore(state, network, |attachment| {
+            let (done, failed) = restoration.tell(attachment);
+            if let Some(line) = done
+                && self.print(&line).is_err()
+            {
+                outcome = Err(Told);
+            }
+            for line in failed {
+                self.note(&line);
+                outcome = Err(Told);
+            }
+        });
+        for error in errors {
+            self.note(&format!("{error:#}"));
+            outcome = Err(Told);
+        }
+        if outcome.is_err() && !nix::unistd::geteuid().is_root() {
+            self.note("only root can do this");
+        }
+        self.print(&restoration.summary()).and(outcome)
     }
 
     /// ADD, and after a failure DEL, as runtimes do.
@@ -184,7 +219,7 @@ impl Terminal<'_> {
 
     fn explain(&mut self, misuse: &Misuse) -> u8 {
         self.note(&misuse.what);
-        let command = misuse.command.map_or("", options::name_of);
+        let command = misuse.deed.map_or("", options::name_of);
         let help = ["bridgehead", command, "--help"].map(str::to_owned).join(" ").replace("  ", " ");
         self.note(&format!("try `{help}`"));
         MISUSE

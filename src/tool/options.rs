@@ -12,11 +12,22 @@ use crate::spec::Command;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Asked {
     /// The help of a command, or of the whole.
-    Help(Option<Command>),
+    Help(Option<Deed>),
     /// The version of this program.
     OwnVersion,
     /// A verb over a network.
     Verb(Box<Options>),
+    /// To put back what was lost of a network's attachments, or of those to all.
+    Restore(Option<String>),
+}
+
+/// What a command does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    /// Calls the plugins of a network with a verb.
+    Verb(Command),
+    /// Reads the records of attachments, and puts back what they say and what is not there.
+    Restore,
 }
 
 /// A verb over a network.
@@ -52,22 +63,23 @@ pub(super) enum Valid {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Misuse {
     pub(super) what: String,
-    pub(super) command: Option<Command>,
+    pub(super) deed: Option<Deed>,
 }
 
-/// The verbs by the names that they have on the command line.
-pub(super) const COMMANDS: [(&str, Command); 6] = [
-    ("add", Command::Add),
-    ("check", Command::Check),
-    ("del", Command::Del),
-    ("gc", Command::Gc),
-    ("status", Command::Status),
-    ("version", Command::Version),
+/// The commands by the names that they have on the command line.
+pub(super) const COMMANDS: [(&str, Deed); 7] = [
+    ("add", Deed::Verb(Command::Add)),
+    ("check", Deed::Verb(Command::Check)),
+    ("del", Deed::Verb(Command::Del)),
+    ("gc", Deed::Verb(Command::Gc)),
+    ("restore", Deed::Restore),
+    ("status", Deed::Verb(Command::Status)),
+    ("version", Deed::Verb(Command::Version)),
 ];
 
-/// The name of a verb on the command line.
-pub(super) fn name_of(command: Command) -> &'static str {
-    COMMANDS.iter().find(|(_, known)| *known == command).map_or("", |(name, _)| name)
+/// The name of a command on the command line.
+pub(super) fn name_of(deed: Deed) -> &'static str {
+    COMMANDS.iter().find(|(_, known)| *known == deed).map_or("", |(name, _)| name)
 }
 
 impl Asked {
@@ -84,7 +96,7 @@ impl Asked {
         match draft.read(&mut parser) {
             Ok(Some(asked)) => Ok(asked),
             Ok(None) => draft.finish(),
-            Err(error) => Err(Misuse { what: error.to_string(), command: draft.command }),
+            Err(error) => Err(Misuse { what: error.to_string(), deed: draft.deed }),
         }
     }
 }
@@ -92,7 +104,7 @@ impl Asked {
 /// What has been read of the command line so far.
 #[derive(Default)]
 struct Draft {
-    command: Option<Command>,
+    deed: Option<Deed>,
     words: Vec<String>,
     net_dir: Option<PathBuf>,
     plugin_dirs: Vec<PathBuf>,
@@ -110,7 +122,7 @@ impl Draft {
     fn read(&mut self, parser: &mut lexopt::Parser) -> Result<Option<Asked>, lexopt::Error> {
         while let Some(arg) = parser.next()? {
             match arg {
-                Short('h') | Long("help") => return Ok(Some(Asked::Help(self.command))),
+                Short('h') | Long("help") => return Ok(Some(Asked::Help(self.deed))),
                 Short('V') | Long("version") => return Ok(Some(Asked::OwnVersion)),
                 Short('i') | Long("ifname") => self.ifname = Some(parser.value()?.string()?),
                 Long("net-dir") => self.net_dir = Some(parser.value()?.into()),
@@ -137,12 +149,12 @@ impl Draft {
                     }
                     self.valid = Valid::None;
                 }
-                Value(word) if self.command.is_none() => {
+                Value(word) if self.deed.is_none() => {
                     let word = word.string()?;
                     if word == "help" {
                         return help(parser).map(Some);
                     }
-                    self.command = Some(verb(&word)?);
+                    self.deed = Some(deed(&word)?);
                 }
                 Value(word) => self.words.push(word.string()?),
                 other => return Err(other.unexpected()),
@@ -152,15 +164,22 @@ impl Draft {
     }
 
     fn finish(self) -> Result<Asked, Misuse> {
-        let Some(command) = self.command else {
-            return Err(Misuse { what: "no command is given".to_owned(), command: None });
+        let Some(deed) = self.deed else {
+            return Err(Misuse { what: "no command is given".to_owned(), deed: None });
         };
-        let misuse = |what: String| Err(Misuse { what, command: Some(command) });
-        let name = name_of(command);
-        if self.valid != Valid::NotSaid && command != Command::Gc {
+        let misuse = |what: String| Err(Misuse { what, deed: Some(deed) });
+        let name = name_of(deed);
+        if self.valid != Valid::NotSaid && deed != Deed::Verb(Command::Gc) {
             return misuse(format!("--valid and --all belong to gc, not to {name}"));
         }
         let mut words = self.words.into_iter();
+        let Deed::Verb(command) = deed else {
+            let network = words.next();
+            return match words.next() {
+                Some(word) => misuse(format!("{word:?} is one word too many")),
+                None => Ok(Asked::Restore(network)),
+            };
+        };
         let Some(network) = words.next() else {
             return misuse("the name of a network is missing".to_owned());
         };
@@ -196,13 +215,13 @@ impl Draft {
 /// `help [COMMAND]`.
 fn help(parser: &mut lexopt::Parser) -> Result<Asked, lexopt::Error> {
     match parser.next()? {
-        Some(Value(word)) => Ok(Asked::Help(Some(verb(&word.string()?)?))),
+        Some(Value(word)) => Ok(Asked::Help(Some(deed(&word.string()?)?))),
         _ => Ok(Asked::Help(None)),
     }
 }
 
-fn verb(word: &str) -> Result<Command, String> {
-    COMMANDS.iter().find(|(name, _)| *name == word).map(|(_, command)| *command).ok_or_else(|| {
+fn deed(word: &str) -> Result<Deed, String> {
+    COMMANDS.iter().find(|(name, _)| *name == word).map(|(_, deed)| *deed).ok_or_else(|| {
         let names: Vec<&str> = COMMANDS.iter().map(|(name, _)| *name).collect();
         format!("there is no command {word:?}; there are {} and help", names.join(", "))
     })
@@ -240,8 +259,9 @@ mod tests {
             ("help", Asked::Help(None)),
             ("", Asked::Help(None)),
             ("-h", Asked::Help(None)),
-            ("gc --help", Asked::Help(Some(Command::Gc))),
-            ("help del", Asked::Help(Some(Command::Del))),
+            ("gc --help", Asked::Help(Some(Deed::Verb(Command::Gc)))),
+            ("help del", Asked::Help(Some(Deed::Verb(Command::Del)))),
+            ("restore -h", Asked::Help(Some(Deed::Restore))),
             ("--version", Asked::OwnVersion),
         ] {
             assert_eq!(parse(line), Ok(asked), "{line}");
@@ -259,6 +279,12 @@ mod tests {
     }
 
     #[test]
+    fn restore_needs_no_network() {
+        assert_eq!(parse("restore"), Ok(Asked::Restore(None)));
+        assert_eq!(parse("restore net"), Ok(Asked::Restore(Some("net".into()))));
+    }
+
+    #[test]
     fn misuse_is_told() {
         for (line, text) in [
             ("--timeout 5", "no command is given"),
@@ -273,6 +299,8 @@ mod tests {
             ("add --nonsense", "--nonsense"),
             ("add net web --timeout soon", "soon"),
             ("help ad", "there is no command"),
+            ("restore net web", r#""web" is one word too many"#),
+            ("restore --all", "--valid and --all belong to gc"),
         ] {
             let misuse = parse(line).unwrap_err();
             assert!(misuse.what.contains(text), "{line}: {misuse:?}");

@@ -20,7 +20,8 @@ fn tool(args: &[&str], variables: &[(&str, &str)]) -> Outcome {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let variable =
         |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-    let status = Terminal { out: &mut out, err: &mut err }.run(args.iter().map(OsString::from), &variable);
+    let status = Terminal { out: &mut out, err: &mut err, detail: Detail::InAWord }
+        .run(args.iter().map(OsString::from), &variable);
     Outcome { status, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
 
