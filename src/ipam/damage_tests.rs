@@ -25,7 +25,7 @@ fn garbage_is_judged_by_its_mark() {
     set_boot(&place.file("10.0.0.3"), OTHER_BOOT);
     place.write("10.0.0.7", "\u{1}\u{2}");
     place.write("10.0.0.8", "kept by hand");
-    place.lock().collect(&ValidAttachments::NotGiven).unwrap();
+    place.lock().collect(&ValidAttachments::NotGiven, &[]).unwrap();
     let left = ["10.0.0.2", "10.0.0.4", "10.0.0.8"].map(str::to_owned);
     assert_eq!(place.reserved(), BTreeSet::from(left));
 }
@@ -122,7 +122,7 @@ fn an_index_is_not_sealed_while_it_is_built() {
     fs::remove_dir_all(&taken).unwrap();
     fs::create_dir(&taken).unwrap();
     mount_something(&taken);
-    place.lock().collect(&ValidAttachments::NotGiven).unwrap();
+    place.lock().collect(&ValidAttachments::NotGiven, &[]).unwrap();
     assert!(!place.index().join("stamp").exists());
     nix::mount::umount(&taken).unwrap();
     assert_eq!(release(&place, "a"), ["10.0.0.2"]);

@@ -357,12 +357,11 @@ fn three_lists(
     host: &Sandbox,
     attach: impl Fn(&str, &Pod) -> Call,
     left: impl Fn() -> Result<Vec<String>>,
-    dead_without_a_list: bool,
 ) -> Result<()> {
     let key = "cni.dev/valid-attachments";
     let live = json!([{"containerID": "live", "ifname": "eth0"}]);
     for (round, (list, wanted)) in [
-        (None, if dead_without_a_list { vec!["live"] } else { vec!["dead", "live"] }),
+        (None, vec!["live"]),
         (Some(live.clone()), vec!["live"]),
         (Some(json!([])), vec![]),
         (Some(Value::Null), vec![]),
@@ -411,11 +410,9 @@ fn bridge_knows_the_three_lists(host: &Sandbox) -> Result<()> {
             equal("leases", host.leases("net")?.len(), ids.len())?;
             Ok(ids)
         },
-        true,
     )
 }
 
-/// An IPAM does not look at namespaces, so it cannot tell who is dead.
 fn host_local_knows_the_three_lists(host: &Sandbox) -> Result<()> {
     three_lists(
         host,
@@ -427,7 +424,6 @@ fn host_local_knows_the_three_lists(host: &Sandbox) -> Result<()> {
             equal("leases", host.leases("net")?.len(), ids.len())?;
             Ok(ids)
         },
-        false,
     )
 }
 
@@ -437,7 +433,6 @@ fn static_knows_the_three_lists(host: &Sandbox) -> Result<()> {
         host,
         |id, pod| fixed(ipam.clone()).id(id).netns(pod).set("cniVersion", json!(NEWEST)),
         || recorded("static"),
-        false,
     )
 }
 
@@ -447,6 +442,5 @@ fn loopback_knows_the_three_lists(host: &Sandbox) -> Result<()> {
         host,
         |id, pod| Call::new("loopback").id(id).ifname("eth0").netns(pod).config(config.clone()),
         || recorded("loopback"),
-        true,
     )
 }

@@ -29,6 +29,7 @@ cases! {
         a_flush_of_iptables_is_made_good needs [TOOL, Need::Iptables, Need::Ipv6];
         forwarding_is_switched_on_again needs [TOOL, Need::Ipv6];
         the_mac_guard_stands_again needs [TOOL, Need::Nftables];
+        the_spoof_guard_stands_again needs [TOOL, Need::Nftables];
         dead_pods_stay_dead needs [TOOL, Need::Nftables];
         only_one_network_if_only_one_is_asked_for needs [TOOL, Need::Nftables];
         what_another_has_by_now_is_left_to_it needs [TOOL, Need::Nftables];
@@ -48,6 +49,7 @@ cases! {
         gc_collects_iptables_rules_of_nobody needs [TOOL, Need::Iptables, Need::Ipv6];
         gc_collects_what_the_reference_left needs [TOOL, Need::Iptables, Need::Reference("bridge")];
         gc_collects_mac_guards_of_nobody needs [TOOL, Need::Nftables];
+        gc_collects_spoof_guards_of_nobody needs [TOOL, Need::Nftables];
         gc_with_null_collects_all needs [TOOL, Need::Nftables];
         gc_without_a_list_collects_nothing_that_may_live needs [TOOL, Need::Nftables];
     }
@@ -195,6 +197,11 @@ fn forwarding_is_switched_on_again(host: &Sandbox) -> Result<()> {
 fn the_mac_guard_stands_again(host: &Sandbox) -> Result<()> {
     let network = with(gateway4(), json!({"macspoofchk": true}));
     made_good(host, network, &["nft flush ruleset", "nft flush chain bridge bridgehead guard"])
+}
+
+fn the_spoof_guard_stands_again(host: &Sandbox) -> Result<()> {
+    let network = with(gateway4(), json!({"spoofGuard": true}));
+    made_good(host, network, &["nft flush ruleset", "nft flush table bridge bridgehead"])
 }
 
 fn dead_pods_stay_dead(host: &Sandbox) -> Result<()> {
@@ -430,6 +437,13 @@ fn gc_collects_what_the_reference_left(host: &Sandbox) -> Result<()> {
 
 fn gc_collects_mac_guards_of_nobody(host: &Sandbox) -> Result<()> {
     let network = with(gateway4(), json!({"macspoofchk": true, "cniVersion": NEWEST}));
+    let [_, kept, _] = collected(host, &network, only_kept())?;
+    lacks("rules", &ruleset(host)?, "net/gone/eth0")?;
+    kept.sound(host)
+}
+
+fn gc_collects_spoof_guards_of_nobody(host: &Sandbox) -> Result<()> {
+    let network = with(gateway4(), json!({"spoofGuard": true, "cniVersion": NEWEST}));
     let [_, kept, _] = collected(host, &network, only_kept())?;
     lacks("rules", &ruleset(host)?, "net/gone/eth0")?;
     kept.sound(host)
