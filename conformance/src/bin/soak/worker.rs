@@ -473,7 +473,8 @@ pub(crate) fn told(answer: &Answer) -> String {
             format!("success, {}", given.join(" "))
         }
         (Some(0), None) => "success".to_owned(),
-        (Some(status), _) => format!("status {status}, {}{}", answer.stdout(), answer.stderr()),
+        (Some(status), Some(error)) => format!("status {status}, {error}{}", answer.stderr()),
+        (Some(status), None) => format!("status {status}, {}{}", answer.stdout(), answer.stderr()),
     }
 }
 
