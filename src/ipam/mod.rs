@@ -11,6 +11,8 @@
 //! need list it, `bitmap` which addresses of a block are taken, `boot` which boot made a reservation.
 
 mod allocation;
+#[cfg(test)]
+mod bad_input_tests;
 mod bitmap;
 mod boot;
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The kernel: namespaces, netlink, nf_tables, iptables, sysctl. Knows nothing of CNI.
 
+#[cfg(test)]
+mod bad_input_tests;
 pub mod child;
 pub mod error;
 pub mod iptables;

@@ -311,15 +311,19 @@ impl AsFd for Socket {
     }
 }
 
-/// The fields of struct nlmsghdr that matter here.
-struct Header {
-    kind: u16,
-    flags: u16,
-    sequence: u32,
+/// The fields of struct nlmsghdr that matter here (linux/netlink.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// `nlmsg_type`
+    pub kind: u16,
+    /// `nlmsg_flags`
+    pub flags: u16,
+    /// `nlmsg_seq`: which request is answered.
+    pub sequence: u32,
 }
 
-/// The messages of a datagram; ends at the first that is cut off.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
+/// The messages of a datagram with their bodies; ends at the first that is cut off.
+pub fn messages(datagram: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let field = |at: usize| rest.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
@@ -336,15 +340,15 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
     })
 }
 
-/// The error in an NLMSG_ERROR or at the end of a dump; `None` where all went well.
-fn parse_error(deed: &str, header: &Header, body: &[u8]) -> Option<Error> {
+/// The error in an NLMSG_ERROR or at the end of a dump; `None` where all went well. `deed` completes "cannot ...".
+pub fn parse_error(deed: &str, header: &Header, body: &[u8]) -> Option<Error> {
     // An NLMSG_ERROR repeats the request's header before the attributes.
     let attributes = if header.kind == NLMSG_ERROR { 4 + HEADER } else { 4 };
     let code = body.get(..4).and_then(|b| b.try_into().ok()).map_or(-(Errno::EIO as i32), i32::from_ne_bytes);
     if code == 0 {
         return None;
     }
-    let mut error = Error::new(deed, Errno::from_raw(-code));
+    let mut error = Error::new(deed, Errno::from_raw(code.wrapping_neg()));
     if header.flags & NLM_F_ACK_TLVS != 0 {
         for attribute in
             NlasIterator::new(body.get(attributes..).unwrap_or_default()).map_while(std::result::Result::ok)

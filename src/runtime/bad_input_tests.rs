@@ -1,5 +1,6 @@
 //! What files and plugins may hold that nobody wants: more than there is room for, deeper than any stack, and noise.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::scratch::Scratch;
@@ -70,4 +71,64 @@ fn a_plugins_answer_that_is_too_deep_is_no_answer() {
     let error = execute(&format!("{script}; exit 1")).unwrap_err();
     assert!(error.code == 106 && error.msg.contains("no error object"), "{error}");
     assert!(error.msg.len() < 10_000, "{} bytes", error.msg.len());
+}
+
+/// A file that nearly is what it should be: the text with some of its characters replaced, left out or repeated.
+fn nearly(text: &'static str) -> impl Strategy<Value = Vec<u8>> {
+    let edit = (any::<prop::sample::Index>(), 0..4u8, any::<u8>());
+    proptest::collection::vec(edit, 1..6).prop_map(move |edits| {
+        let mut bytes = text.as_bytes().to_vec();
+        for (at, what, byte) in edits {
+            let at = at.index(bytes.len());
+            match what {
+                0 => bytes[at] = byte,
+                1 => bytes[at] = b"{}[],:\"0ntf\\ "[usize::from(byte) % 13],
+                2 => {
+                    bytes.remove(at);
+                }
+                _ => bytes.insert(at, bytes[at]),
+            }
+            bytes.push(b' ');
+        }
+        bytes
+    })
+}
+
+const LIST: &str = r#"{"name":"n","cniVersion":"1.0.0","cniVersions":["1.1.0"],"disableCheck":"true","disableGC":false,
+    "loadOnlyInlinedPlugins":false,"plugins":[{"type":"bridge","capabilities":{"mac":true}},{"type":"portmap"}]}"#;
+
+const KEPT: &str = r#"{"kind":"cniCacheV1","containerId":"c","config":"e30K","ifName":"eth0","networkName":"n",
+    "netns":"/run/netns/c","cniArgs":[["IP","10.1.0.2"]],"capabilityArgs":{"mac":"02:00:00:00:00:01"},
+    "result":{"cniVersion":"1.0.0","ips":[{"address":"10.1.0.2/16"}]}}"#;
+
+proptest! {
+    #[test]
+    fn any_file_is_a_network_or_none(
+        list in prop_oneof![nearly(LIST), proptest::collection::vec(any::<u8>(), 0..60)],
+        ending in proptest::sample::select(vec!["conflist", "conf", "json"]),
+    ) {
+        let scratch = Scratch::new();
+        std::fs::write(scratch.path().join(format!("a.{ending}")), &list).unwrap();
+        if let Ok(found) = load(&scratch) {
+            prop_assert_eq!(found.name, "n");
+            prop_assert!(!found.plugins.is_empty());
+        }
+    }
+
+    #[test]
+    fn any_file_is_a_kept_result_or_none(
+        file in prop_oneof![nearly(KEPT), proptest::collection::vec(any::<u8>(), 0..60)],
+    ) {
+        let scratch = Scratch::new();
+        std::fs::write(scratch.file("results/n-c-eth0", ""), &file).unwrap();
+        let cache = ResultCache::new(scratch.path());
+        let listed = cache.attachments("n").unwrap();
+        match cache.load(&attachment()) {
+            Ok(entry) => prop_assert!(entry.is_some()),
+            Err(error) => {
+                prop_assert_eq!(error.code, 105);
+                prop_assert!(listed.is_empty());
+            }
+        }
+    }
 }

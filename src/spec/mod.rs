@@ -5,6 +5,8 @@
 
 pub mod args;
 pub mod attachment;
+#[cfg(test)]
+mod bad_input_tests;
 pub mod config;
 pub mod digest;
 pub mod error;

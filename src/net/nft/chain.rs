@@ -38,7 +38,7 @@ pub struct ChainState {
 
 impl ChainState {
     /// Reads the attributes of a message; `None` without these two.
-    pub(super) fn parse(attributes: &[u8]) -> Option<Self> {
+    pub fn parse(attributes: &[u8]) -> Option<Self> {
         let (mut handle, mut uses) = (None, None);
         for attribute in ChainMessage::parse(attributes).ok()?.attributes {
             match attribute {

@@ -46,6 +46,9 @@ pub const FREED: Duration = Duration::from_millis(60);
 /// Length of struct nfgenmsg, which stands before the attributes of every answer.
 const NFGENMSG: usize = 4;
 
+/// The type of an attribute without its flags (linux/netlink.h).
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
 /// `NFNL_SUBSYS_NFT_COMPAT` and what is asked of it (linux/netfilter/nfnetlink.h, nf_tables_compat.h).
 const SUBSYSTEM_COMPAT: u8 = 11;
 const NFNL_MSG_COMPAT_GET: u8 = 0;
@@ -154,8 +157,8 @@ impl Nft {
     /// The element of a key; `None` where it, its set or its table is not there.
     pub fn element(&mut self, set: Set, key: &[u8]) -> Result<Option<Element>> {
         let deed = format!("look up an element of {set}");
-        let answer = self.socket.get(request(deed.clone(), set.table.family, set.element_wanted(key)))?;
-        answer.map_or(Ok(None), |body| Ok(parsed(&deed, &body, set::parse_elements)?.pop()))
+        let answer = self.socket.get(request(deed, set.table.family, set.element_wanted(key)))?;
+        Ok(answer.and_then(|body| set::parse_elements(body.get(NFGENMSG..)?).pop()))
     }
 
     /// All elements of a set or map; none where it is not there.
@@ -163,7 +166,7 @@ impl Nft {
         let deed = format!("list {set}");
         let mut found = Vec::new();
         for body in self.list(&deed, set.table.family, set.elements_wanted())? {
-            found.append(&mut parsed(&deed, &body, set::parse_elements)?);
+            found.append(&mut set::parse_elements(body.get(NFGENMSG..).unwrap_or_default()));
         }
         Ok(found)
     }
@@ -240,6 +243,22 @@ fn header(family: Family) -> NetfilterHeader {
 
 fn request(deed: String, family: Family, message: NfTablesMessage) -> Message {
     Message::new(deed, 0, NetfilterMessage::new(header(family), message))
+}
+
+/// Attributes as pairs of type, without its flags, and value; ends at the first that is cut off.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [a, b, c, d, ..] = *bytes else { return None };
+        let len = usize::from(u16::from_ne_bytes([a, b]));
+        let value = bytes.get(4..len)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([c, d]) & NLA_TYPE_MASK, value))
+    })
+}
+
+/// The value of the first attribute of a type.
+fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
 fn parsed<T>(deed: &str, body: &[u8], parse: impl FnOnce(&[u8]) -> Option<T>) -> Result<T> {

@@ -1,6 +1,6 @@
 //! Rules: writing them, and reading back those of one chain.
 
-use netlink_packet_core::{NLA_F_NESTED, NlaBuffer, NlasIterator, Parseable, parse_u64_be};
+use netlink_packet_core::{NlaBuffer, NlasIterator, Parseable, parse_u64_be};
 use netlink_packet_netfilter::nftables::{
     ExpressionAttribute, Expressions, ListAttribute, Lookup, NfTablesMessage, RuleAttribute, RuleMessage,
 };
@@ -9,6 +9,7 @@ use super::chain::Chain;
 use super::expr::{self, Expr};
 use super::userdata;
 use super::verdict::Verdict;
+use super::{attribute, attributes};
 
 /// Attributes of a rule (linux/netfilter/nf_tables.h).
 const NFTA_RULE_HANDLE: u16 = 3;
@@ -23,19 +24,22 @@ const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CHAIN: u16 = 2;
 
-/// Attributes as pairs of kind and value; ends at the first that is cut off.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let [a, b, c, d, ..] = *bytes else { return None };
-        let len = usize::from(u16::from_ne_bytes([a, b]));
-        let value = bytes.get(4..len)?;
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([c, d]) & !NLA_F_NESTED, value))
-    })
-}
+/// The attributes of expressions that are data, by the expression's name (linux/netfilter/nf_tables.h). The message
+/// crate takes for granted that what stands in them is as long as it says.
+const DATA: [(&[u8], &[u16]); 3] = [(b"bitwise", &[4, 5, 7]), (b"cmp", &[3]), (b"immediate", &[2])];
 
-fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+/// Whether the message crate can read an expression.
+fn is_readable(expression: &[u8]) -> bool {
+    let of =
+        |wanted: u16| attributes(expression).filter(move |(kind, _)| *kind == wanted).map(|(_, value)| value);
+    of(NFTA_EXPR_NAME).all(|name| {
+        let name = name.strip_suffix(&[0]).unwrap_or(name);
+        let data = DATA.iter().find(|(with_data, _)| *with_data == name).map_or(&[][..], |(_, kinds)| kinds);
+        of(NFTA_EXPR_DATA)
+            .flat_map(attributes)
+            .filter(|(kind, _)| data.contains(kind))
+            .all(|(_, value)| attributes(value).next().is_some())
+    })
 }
 
 impl Chain<'_> {
@@ -86,11 +90,10 @@ pub struct Rule {
 
 impl Rule {
     /// Reads the attributes of a message; `None` without a handle.
-    pub(super) fn parse(attributes: &[u8]) -> Option<Self> {
+    pub fn parse(attributes: &[u8]) -> Option<Self> {
         let mut rule = Self { handle: 0, comment: None, expressions: Vec::new() };
-        for attribute in NlasIterator::new(attributes).map_while(Result::ok) {
-            let value = attribute.value();
-            match attribute.kind() & !NLA_F_NESTED {
+        for (kind, value) in super::attributes(attributes) {
+            match kind {
                 NFTA_RULE_HANDLE => rule.handle = parse_u64_be(value).ok()?,
                 NFTA_RULE_EXPRESSIONS => rule.expressions = value.to_vec(),
                 NFTA_RULE_USERDATA => rule.comment = userdata::decode(value),
@@ -104,6 +107,9 @@ impl Rule {
     pub fn expressions(&self) -> impl Iterator<Item = Expressions> {
         NlasIterator::new(self.expressions.as_slice()).map_while(|element| {
             let element: NlaBuffer<&[u8]> = element.ok()?;
+            if !is_readable(element.value()) {
+                return None;
+            }
             match ListAttribute::<ExpressionAttribute>::parse(&element).ok()? {
                 ListAttribute::Element(parts) => content(parts),
                 _ => None,

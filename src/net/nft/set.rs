@@ -3,16 +3,27 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use netlink_packet_core::Parseable;
+use netlink_packet_core::{NlasIterator, Parseable};
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetAttribute, SetElementAttribute, SetElementList,
-    SetElementMessage, SetFlags, SetMessage,
+    SetElementMessage, SetFlags, SetMessage, VerdictAttribute,
 };
 
 use super::expr;
 use super::table::Table;
 use super::userdata;
 use super::verdict::Verdict;
+use super::{attribute, attributes};
+
+/// Attributes of sets and elements (linux/netfilter/nf_tables.h).
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_USERDATA: u16 = 6;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
 
 /// `NFT_DATA_VERDICT` (linux/netfilter/nf_tables.h).
 const DATA_VERDICT: u32 = 0xffff_ff00;
@@ -232,37 +243,34 @@ impl Table<'_> {
 }
 
 /// The name in the attributes of a set; `None` where it cannot be read.
-pub(super) fn parse_name(attributes: &[u8]) -> Option<String> {
-    let message = SetMessage::parse(attributes).ok()?;
-    message.attributes.into_iter().find_map(|attribute| match attribute {
-        SetAttribute::Name(name) => Some(name),
-        _ => None,
-    })
+pub fn parse_name(attributes: &[u8]) -> Option<String> {
+    let name = attribute(attributes, NFTA_SET_NAME)?;
+    String::from_utf8(name.strip_suffix(&[0]).unwrap_or(name).to_vec()).ok()
 }
 
-/// The elements in the attributes of a message; `None` where it cannot be read.
-pub(super) fn parse_elements(attributes: &[u8]) -> Option<Vec<Element>> {
-    let message = SetElementMessage::parse(attributes).ok()?;
-    let lists = message.attributes.into_iter().filter_map(|attribute| match attribute {
-        SetElementList::Elements(elements) => Some(elements),
-        _ => None,
-    });
-    let elements = lists.flatten().filter_map(|element| match element {
-        ListAttribute::Element(attributes) => Some(parse_element(attributes)),
-        _ => None,
-    });
-    Some(elements.collect())
+/// The elements in the attributes of a message. What is odd in one stays as by default.
+pub fn parse_elements(message: &[u8]) -> Vec<Element> {
+    let lists = attributes(message).filter(|(kind, _)| *kind == NFTA_SET_ELEM_LIST_ELEMENTS);
+    let elements = lists.flat_map(|(_, list)| attributes(list)).filter(|(kind, _)| *kind == NFTA_LIST_ELEM);
+    elements.map(|(_, element)| parse_element(element)).collect()
 }
 
-fn parse_element(attributes: Vec<SetElementAttribute>) -> Element {
+fn parse_element(bytes: &[u8]) -> Element {
     let mut element = Element { key: Vec::new(), verdict: None, comment: None };
-    for attribute in attributes {
-        match attribute {
-            SetElementAttribute::Key(DataAttribute::Value(key)) => element.key = key,
-            SetElementAttribute::Data(DataAttribute::Verdict(parts)) => {
-                element.verdict = Verdict::parse(&parts);
+    for (kind, value) in attributes(bytes) {
+        match kind {
+            NFTA_SET_ELEM_KEY => {
+                element.key = attribute(value, NFTA_DATA_VALUE).unwrap_or_default().to_vec();
             }
-            SetElementAttribute::UserData(bytes) => element.comment = userdata::decode(&bytes),
+            NFTA_SET_ELEM_DATA => {
+                element.verdict = attribute(value, NFTA_DATA_VERDICT).and_then(|verdict| {
+                    let parts = NlasIterator::new(verdict).map_while(Result::ok);
+                    let parts: Vec<_> =
+                        parts.filter_map(|part| VerdictAttribute::parse(&part).ok()).collect();
+                    Verdict::parse(&parts)
+                });
+            }
+            NFTA_SET_ELEM_USERDATA => element.comment = userdata::decode(value),
             _ => {}
         }
     }

@@ -74,7 +74,7 @@ pub(super) fn encode_typeof(parts: &[KeyType]) -> Vec<u8> {
 }
 
 /// The comment in user data, if there is one.
-pub(super) fn decode(mut bytes: &[u8]) -> Option<String> {
+pub fn decode(mut bytes: &[u8]) -> Option<String> {
     while let [kind, len, rest @ ..] = bytes {
         let value = rest.get(..usize::from(*len))?;
         if *kind == COMMENT {

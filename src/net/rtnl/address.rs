@@ -84,7 +84,8 @@ impl Rtnl {
     }
 }
 
-fn parse(body: &[u8]) -> Option<Address> {
+/// Reads an answer (RTM_NEWADDR); `None` where there is no address in it.
+pub fn parse(body: &[u8]) -> Option<Address> {
     let mut flags = u32::from(*body.get(2)?);
     let (mut address, mut local) = (None, None);
     for (kind, value) in attributes(body, HEADER) {

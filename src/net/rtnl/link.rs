@@ -81,7 +81,8 @@ pub struct Port {
 }
 
 impl Link {
-    fn parse(body: &[u8]) -> Self {
+    /// Reads an answer (RTM_NEWLINK) as far as it goes: what is missing or odd in it stays as by default.
+    pub fn parse(body: &[u8]) -> Self {
         let flags = body.get(8..).and_then(u32_of).unwrap_or_default();
         let mut link = Self {
             index: body.get(4..).and_then(u32_of).unwrap_or_default(),

@@ -187,7 +187,7 @@ impl Rtnl {
 }
 
 /// The unicast routes in one answer, with the index of their link: one, or one for each next hop of several.
-fn parse(body: &[u8]) -> Vec<(u32, Route)> {
+pub fn parse(body: &[u8]) -> Vec<(u32, Route)> {
     let (Some(&family), Some(&dst_len), Some(&table), Some(&scope), Some(&RTN_UNICAST)) =
         (body.first(), body.get(1), body.get(4), body.get(6), body.get(7))
     else {

@@ -75,18 +75,23 @@ impl Rtnl {
         let mut vlans: Vec<(u16, Membership)> = found
             .iter()
             .filter(|body| body.get(4..).and_then(u32_of) == Some(port.index))
-            .flat_map(|body| attributes(body, HEADER))
-            .filter(|(kind, _)| *kind == IFLA_AF_SPEC)
-            .flat_map(|(_, value)| nested(value))
-            .filter(|(kind, _)| *kind == IFLA_BRIDGE_VLAN_INFO)
-            .filter_map(|(_, value)| {
-                let flags = u16::from_ne_bytes([*value.first()?, *value.get(1)?]);
-                let vid = u16::from_ne_bytes([*value.get(2)?, *value.get(3)?]);
-                let native = BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED;
-                Some((vid, if flags & native == native { Membership::Native } else { Membership::Tagged }))
-            })
+            .flat_map(|body| parse(body))
             .collect();
         vlans.sort_unstable();
         Ok(vlans)
     }
+}
+
+/// The VLANs in an answer (RTM_NEWLINK of the family of bridges).
+pub fn parse(body: &[u8]) -> impl Iterator<Item = (u16, Membership)> {
+    attributes(body, HEADER)
+        .filter(|(kind, _)| *kind == IFLA_AF_SPEC)
+        .flat_map(|(_, value)| nested(value))
+        .filter(|(kind, _)| *kind == IFLA_BRIDGE_VLAN_INFO)
+        .filter_map(|(_, value)| {
+            let flags = u16::from_ne_bytes([*value.first()?, *value.get(1)?]);
+            let vid = u16::from_ne_bytes([*value.get(2)?, *value.get(3)?]);
+            let native = BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED;
+            Some((vid, if flags & native == native { Membership::Native } else { Membership::Tagged }))
+        })
 }
