@@ -175,6 +175,15 @@ soak: ## root: many workers at once, kills and lost namespaces, and what is left
 	    $(if $(wildcard $(REFERENCE)),--reference '$(REFERENCE)') \
 	    $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only '$(ONLY)')
 
+# Inputs that were found to break something are kept below target/; the corpus in fuzz/ is only read.
+FUZZ_NEEDS := $(BUILD_NEEDS) c++:g++
+
+.PHONY: fuzz
+fuzz: SECONDS = 60
+fuzz: ## fuzz what is read from callers, files and the kernel; SECONDS=60 in all
+	$(call install_packages,$(FUZZ_NEEDS),Fuzzing)
+	@fuzz/run '$(SECONDS)'
+
 # The lists of the machine's apt stay as they are: these have a directory of their own.
 .PHONY: reference
 reference: ## fetch Debian's newest reference plugins into target/, to compare with; nothing is installed
@@ -199,12 +208,13 @@ lint: ## formatting, clippy, documentation, shell scripts: no warning passes
 	    fi; \
 	done
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@# Of a program, private items are the documentation too, so links may lead to them.
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' \
 	    cargo doc --workspace --no-deps --locked --document-private-items
 	@if command -v shellcheck >/dev/null; then \
-	    shellcheck demo/private-host demo/run.sh test-configs/attach-each tests/install vm/base vm/init vm/run .ci/run; \
+	    shellcheck demo/private-host demo/run.sh fuzz/run test-configs/attach-each tests/install vm/base vm/init vm/run .ci/run; \
 	else \
 	    echo "There is no shellcheck here; the shell scripts were not looked at."; \
 	fi

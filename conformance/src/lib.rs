@@ -9,6 +9,7 @@
 //! * [`call`]: one execution of a plugin and its [`Answer`](call::Answer)
 //! * [`exec`]: running any program with a deadline
 //! * [`expect`]: comparisons whose failure says what was wanted and what was found
+//! * [`mutation`]: inputs that nearly make sense
 //! * [`snapshot`]: everything a plugin may have changed, as lines that can be compared
 //! * [`case`]: what a case is and what it needs
 //! * [`cases`]: the cases, one file per topic
@@ -19,6 +20,7 @@ pub mod case;
 pub mod cases;
 pub mod exec;
 pub mod expect;
+pub mod mutation;
 pub mod pod;
 pub mod report;
 pub mod runner;

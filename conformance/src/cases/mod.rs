@@ -39,6 +39,7 @@ mod host_local_ranges;
 mod host_local_requests;
 mod host_local_store;
 mod loopback;
+mod mutations;
 mod reboot;
 mod records;
 mod restore;
@@ -79,6 +80,7 @@ pub fn all() -> Vec<Case> {
         status::CASES,
         fixed::CASES,
         loopback::CASES,
+        mutations::CASES,
         bridge_links::CASES,
         bridge_addressing::CASES,
         bridge_masquerade::CASES,
