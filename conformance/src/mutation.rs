@@ -49,7 +49,7 @@ const TEXTS: [&str; 40] = [
 ];
 
 /// Keys that some plugin reads.
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 33] = [
     "addresses",
     "args",
     "bridge",
@@ -79,6 +79,7 @@ const KEYS: [&str; 32] = [
     "routes",
     "runtimeConfig",
     "scope",
+    "spoofGuard",
     "subnet",
     "table",
     "vlan",

@@ -14,7 +14,7 @@ use super::cases;
 use super::networks::{NEWEST, PLUGINS, VERSIONS, bridge, gateway4, with};
 use crate::call::{Answer, Call};
 use crate::case::Need;
-use crate::expect::{contains, holds};
+use crate::expect::{contains, holds, lacks};
 use crate::mutation::{Mutator, configurations};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
@@ -230,13 +230,14 @@ impl<'a> Trial<'a> {
         Snapshot::take(self.host, &[&self.pod])
     }
 
-    /// Removes what may stay when the last pod goes.
+    /// Removes the bridges, which may stay when the last pod goes. So may tables that all pods share, but nothing in
+    /// them that names one.
     fn clear(&self) -> Result<()> {
         for link in self.host.ip("link show type bridge")? {
             let name = link["ifname"].as_str().unwrap_or_default();
             self.host.run(&["ip", "link", "delete", name])?;
         }
-        self.host.run(&["nft", "flush", "ruleset"]).map(drop)
+        lacks("rules that name a pod", &self.host.run(&["nft", "list", "ruleset"])?, "mutant")
     }
 }
 
@@ -259,11 +260,11 @@ fn own_seeds(plugin: &str) -> Vec<Value> {
         "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "mtu": 1500, "sandbox": "/run/netns/pod"}],
         "ips": [{"address": "10.1.0.9/16", "gateway": "10.1.0.1", "interface": 0}],
     });
-    let plain = json!({"cniVersion": NEWEST, "name": "mutants", "type": plugin, "ipam": ipam});
+    let plain = json!({"cniVersion": NEWEST, "name": "seed", "type": plugin, "ipam": ipam});
     let full = json!({
         "bridge": "cni0", "isGateway": true, "isDefaultGateway": true, "forceAddress": true, "ipMasq": true,
         "ipMasqBackend": "nftables", "mtu": 1400, "hairpinMode": false, "promiscMode": false, "macspoofchk": true,
-        "enabledad": false, "portIsolation": true, "dns": dns, "prevResult": result,
+        "enabledad": false, "portIsolation": true, "spoofGuard": true, "dns": dns, "prevResult": result,
         "runtimeConfig": {"mac": "02:00:00:00:00:01"},
         "args": {"cni": {"ips": ["10.1.0.11/16"], "mac": "02:00:00:00:00:02"}},
         "cni.dev/valid-attachments": [{"containerID": "mutant", "ifname": "eth0"}],
