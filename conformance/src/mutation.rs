@@ -49,7 +49,7 @@ const TEXTS: [&str; 40] = [
 ];
 
 /// Keys that some plugin reads.
-const KEYS: [&str; 33] = [
+const KEYS: [&str; 34] = [
     "addresses",
     "args",
     "bridge",
@@ -65,6 +65,7 @@ const KEYS: [&str; 33] = [
     "ipMasqBackend",
     "ipam",
     "isGateway",
+    "lockTimeout",
     "macspoofchk",
     "mtu",
     "name",

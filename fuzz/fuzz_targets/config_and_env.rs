@@ -32,6 +32,7 @@ fuzz_target!(|data: &[u8]| {
 
 fn read(request: &Request) {
     let _ = request.config.valid_attachments();
+    let _ = request.config.ipam_lock_timeout();
     for plugin in registry::PLUGINS {
         let _ = request.config.check_version(plugin.versions);
         if let Err(error) = (plugin.parse)(request) {

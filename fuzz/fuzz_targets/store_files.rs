@@ -113,7 +113,7 @@ fn use_store(store: &Store) {
             );
         }
     }
-    let _ = locked.usage(&sets);
+    let _ = store.usage(&sets, |_| false);
     let _ = locked.observe(&owner("a"), &all[2..4]);
     for container in ["a", "x", "y", "z"] {
         let _ = locked.release(&owner(container));

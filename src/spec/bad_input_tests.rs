@@ -80,6 +80,7 @@ fn key() -> impl Strategy<Value = String> {
         "cni.dev/valid-attachments",
         "cni.dev/attachments",
         "capabilities",
+        "lockTimeout",
         "subnet",
         "ranges",
     ];
@@ -116,6 +117,7 @@ fn object(inner: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<Stri
 /// Everything that can be asked of a configuration.
 fn ask(conf: &NetConf) {
     let _ = conf.check_ipam();
+    let _ = conf.ipam_lock_timeout();
     let _ = conf.valid_attachments();
     let _ = conf.requested_mac(&Args::default());
     if let Ok(Some(result)) = conf.prev_result() {
