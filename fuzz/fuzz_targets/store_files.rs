@@ -119,7 +119,7 @@ fn use_store(store: &Store) {
         let _ = locked.release(&owner(container));
     }
     assert!(given.iter().all(|address| !is_there(address)));
-    let _ = locked.collect(&ValidAttachments::Only(Vec::new()));
+    let _ = locked.collect(&ValidAttachments::Only(Vec::new()), &[]);
     drop(locked);
     drop(lock(store));
 }

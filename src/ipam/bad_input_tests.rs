@@ -127,7 +127,7 @@ proptest! {
         for address in &given {
             prop_assert!(!place.reservation(&address.to_string()).exists(), "{address} is still reserved");
         }
-        let _ = locked.collect(&ValidAttachments::Only(Vec::new()));
+        let _ = locked.collect(&ValidAttachments::Only(Vec::new()), &[]);
         drop(locked);
         // What is readable and no reservation was somebody's intention.
         let after = names(&place);
