@@ -160,6 +160,17 @@ impl Bridge {
             detect_duplicates: self.detect_duplicates,
         }));
         resources.push(Resource::PortState(resource::PortState { link: facts.host_name.clone() }));
+        if let Some(mac) = facts.mac.filter(|_| !ipam.ips.is_empty()) {
+            resources.push(Resource::Announcement(resource::Announcement {
+                ifname: self.attachment.ifname.clone(),
+                mac,
+            }));
+            let gateway_link = self.gateway_vlan().map(|vlan| vlan_gateway::link_name(&self.name, vlan));
+            resources.push(Resource::Neighbours(resource::Neighbours {
+                link: gateway_link.unwrap_or_else(|| self.name.clone()),
+                addresses: ipam.ips.iter().map(|ip| ip.address.address()).collect(),
+            }));
+        }
         if let Some(backend) = facts.masquerade {
             resources.push(Resource::Masquerade(resource::Masquerade {
                 attachment: self.attachment.clone(),

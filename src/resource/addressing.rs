@@ -45,10 +45,6 @@ impl Addressing {
             .iter()
             .map(|a| address::add(&found, a.address(), a.prefix_len(), detection))
             .collect();
-        if self.addresses.iter().any(|a| a.is_ipv4()) {
-            // Neighbours may know the address from an earlier pod.
-            batch.push(link::set_arp_notify(&found));
-        }
         batch.push(link::set_up(&found, true));
         // Routes may depend on addresses that are tentative while duplicates are looked for.
         let settles = detection == DuplicateDetection::On && self.addresses.iter().any(|a| a.is_ipv6());

@@ -5,6 +5,7 @@
 //! what ADD made and not what somebody thinks it made.
 
 pub mod addressing;
+pub mod announcement;
 pub mod bridge;
 pub mod bridge_use;
 pub mod file_lock;
@@ -14,6 +15,7 @@ pub mod lease;
 pub mod loopback;
 pub mod mac_guard;
 pub mod masquerade;
+pub mod neighbours;
 pub mod owner;
 pub mod pod_sysctls;
 pub mod port_state;
@@ -32,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use crate::spec::Attachment;
 
 pub use addressing::Addressing;
+pub use announcement::Announcement;
 pub use bridge::Bridge;
 pub use file_lock::FileLock;
 pub use forwarding::Forwarding;
@@ -40,6 +43,7 @@ pub use lease::Lease;
 pub use loopback::Loopback;
 pub use mac_guard::MacGuard;
 pub use masquerade::{ForeignMasquerade, Masquerade};
+pub use neighbours::Neighbours;
 pub use pod_sysctls::PodSysctls;
 pub use port_state::PortState;
 pub use port_vlans::PortVlans;
@@ -171,6 +175,10 @@ pub enum Resource {
     Addressing(Addressing),
     /// The bridge port's readiness.
     PortState(PortState),
+    /// What the host knows of the pod as a neighbour.
+    Neighbours(Neighbours),
+    /// The announcement of the pod's addresses.
+    Announcement(Announcement),
     /// NAT of what leaves the host.
     Masquerade(Masquerade),
     /// What another suite left of its NAT.
@@ -214,6 +222,8 @@ impl Resource {
             Self::PodSysctls(sysctls) => sysctls.ensure(world),
             Self::Addressing(addressing) => addressing.ensure(world),
             Self::PortState(port) => port.ensure(world),
+            Self::Neighbours(neighbours) => neighbours.ensure(world),
+            Self::Announcement(announcement) => announcement.ensure(world),
             Self::Masquerade(masquerade) => masquerade.ensure(world),
             Self::Loopback(loopback) => loopback.ensure(world),
             // What others made is only ever removed.
@@ -237,6 +247,8 @@ impl Resource {
             Self::PodSysctls(sysctls) => sysctls.observe(world),
             Self::Addressing(addressing) => addressing.observe(world),
             Self::PortState(port) => port.observe(world),
+            Self::Neighbours(neighbours) => neighbours.observe(world),
+            Self::Announcement(announcement) => announcement.observe(world),
             Self::Masquerade(masquerade) => masquerade.observe(world),
             Self::Loopback(loopback) => loopback.observe(world),
             Self::ForeignVeth(_) | Self::ForeignMasquerade(_) => Ok(Vec::new()),
@@ -265,6 +277,8 @@ impl Resource {
             | Self::PodSysctls(_)
             | Self::Addressing(_)
             | Self::PortState(_)
+            | Self::Neighbours(_)
+            | Self::Announcement(_)
             | Self::ForeignMasquerade(_)
             | Self::Loopback(_) => return Ok(None),
         };
@@ -307,6 +321,8 @@ impl Resource {
             | Self::PodSysctls(_)
             | Self::Addressing(_)
             | Self::PortState(_)
+            | Self::Neighbours(_)
+            | Self::Announcement(_)
             | Self::Loopback(_) => Vec::new(),
         }
     }
@@ -325,9 +341,11 @@ impl Resource {
             Self::SpoofGuard(guard) => guard.remove(world),
             Self::Masquerade(masquerade) => masquerade.remove(world),
             Self::ForeignMasquerade(masquerade) => masquerade.remove(world),
+            Self::Neighbours(neighbours) => neighbours.remove(world),
             Self::Loopback(loopback) => loopback.remove(world),
             // They go with the link.
-            Self::PortVlans(_)
+            Self::Announcement(_)
+            | Self::PortVlans(_)
             | Self::ReservedFrames(_)
             | Self::PodSysctls(_)
             | Self::Addressing(_)

@@ -37,6 +37,8 @@ impl PodSysctls {
             sysctl::set(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
         }
         optional(sysctl::set(&format!("ipv6/conf/{ifname}/keep_addr_on_down"), "1"));
+        // Neighbours may know the addresses from an earlier pod.
+        optional(sysctl::set(&format!("ipv6/conf/{ifname}/ndisc_notify"), "1"));
         Ok(())
     }
 

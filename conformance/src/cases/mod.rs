@@ -44,6 +44,7 @@ mod reboot;
 mod records;
 mod restore;
 mod results;
+mod reuse;
 mod spoof_guard;
 mod status;
 mod store_damage;
@@ -87,6 +88,7 @@ pub fn all() -> Vec<Case> {
         bridge_lifecycle::CASES,
         spoof_guard::CASES,
         forwarding::CASES,
+        reuse::CASES,
         bridge_check::CASES,
         bridge_errors::CASES,
         restore::CASES,

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod feature;
 pub mod link;
+pub mod neighbour;
 pub mod port;
 pub mod removal;
 pub mod route;
