@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod bad_input_tests;
 pub mod child;
+pub mod conntrack;
 pub mod error;
 pub mod iptables;
 pub mod mac;

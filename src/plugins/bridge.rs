@@ -115,6 +115,11 @@ impl Bridge {
                 addresses: ipam.ips.iter().map(|ip| ip.address.address()).collect(),
             }));
         }
+        if !ipam.ips.is_empty() {
+            // Before the link too: what it sends last must not be remembered.
+            let addresses = ipam.ips.iter().map(|ip| ip.address.address()).collect();
+            resources.push(Resource::Connections(resource::Connections { addresses }));
+        }
         resources.push(Resource::Veth(resource::Veth {
             attachment: self.attachment.clone(),
             host_name: facts.host_name.clone(),

@@ -8,6 +8,7 @@ pub mod addressing;
 pub mod announcement;
 pub mod bridge;
 pub mod bridge_use;
+pub mod connections;
 pub mod file_lock;
 pub mod forwarding;
 pub mod gateway;
@@ -36,6 +37,7 @@ use crate::spec::Attachment;
 pub use addressing::Addressing;
 pub use announcement::Announcement;
 pub use bridge::Bridge;
+pub use connections::Connections;
 pub use file_lock::FileLock;
 pub use forwarding::Forwarding;
 pub use gateway::Gateway;
@@ -175,6 +177,8 @@ pub enum Resource {
     Addressing(Addressing),
     /// The bridge port's readiness.
     PortState(PortState),
+    /// What the host remembers of the pod's connections.
+    Connections(Connections),
     /// What the host knows of the pod as a neighbour.
     Neighbours(Neighbours),
     /// The announcement of the pod's addresses.
@@ -223,6 +227,7 @@ impl Resource {
             Self::Addressing(addressing) => addressing.ensure(world),
             Self::PortState(port) => port.ensure(world),
             Self::Neighbours(neighbours) => neighbours.ensure(world),
+            Self::Connections(connections) => connections.ensure(world),
             Self::Announcement(announcement) => announcement.ensure(world),
             Self::Masquerade(masquerade) => masquerade.ensure(world),
             Self::Loopback(loopback) => loopback.ensure(world),
@@ -248,6 +253,7 @@ impl Resource {
             Self::Addressing(addressing) => addressing.observe(world),
             Self::PortState(port) => port.observe(world),
             Self::Neighbours(neighbours) => neighbours.observe(world),
+            Self::Connections(connections) => connections.observe(world),
             Self::Announcement(announcement) => announcement.observe(world),
             Self::Masquerade(masquerade) => masquerade.observe(world),
             Self::Loopback(loopback) => loopback.observe(world),
@@ -278,6 +284,7 @@ impl Resource {
             | Self::Addressing(_)
             | Self::PortState(_)
             | Self::Neighbours(_)
+            | Self::Connections(_)
             | Self::Announcement(_)
             | Self::ForeignMasquerade(_)
             | Self::Loopback(_) => return Ok(None),
@@ -322,6 +329,7 @@ impl Resource {
             | Self::Addressing(_)
             | Self::PortState(_)
             | Self::Neighbours(_)
+            | Self::Connections(_)
             | Self::Announcement(_)
             | Self::Loopback(_) => Vec::new(),
         }
@@ -342,6 +350,7 @@ impl Resource {
             Self::Masquerade(masquerade) => masquerade.remove(world),
             Self::ForeignMasquerade(masquerade) => masquerade.remove(world),
             Self::Neighbours(neighbours) => neighbours.remove(world),
+            Self::Connections(connections) => connections.remove(world),
             Self::Loopback(loopback) => loopback.remove(world),
             // They go with the link.
             Self::Announcement(_)

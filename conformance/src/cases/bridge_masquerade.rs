@@ -22,6 +22,7 @@ cases! {
         nftables_leaves_iptables_alone needs [Need::Nftables];
         nftables_is_used_where_there_is_no_iptables needs [Need::Nftables];
         there_are_no_rules_without_ip_masq;
+        commands_of_a_hostile_environment_are_not_executed needs [Need::Plugin("bridgehead"), Need::Iptables];
         del_removes_what_iptables_has needs [Need::Iptables, Need::Ipv6];
         del_removes_what_nftables_has needs [Need::Nftables];
         del_without_namespace_removes_the_rules needs [Need::Ipv6];
@@ -137,6 +138,44 @@ fn there_are_no_rules_without_ip_masq(host: &Sandbox) -> Result<()> {
     let rules = ruleset(host)?;
     lacks("rules", &rules, "10.20.0.")?;
     lacks("rules", &rules, "fd20::")
+}
+
+/// An environment in which every command that could be asked for is somebody else's, and libraries too.
+fn commands_of_a_hostile_environment_are_not_executed(host: &Sandbox) -> Result<()> {
+    let script = "touch /run/scratch/executed; exit 1";
+    let mut directory = host.fake_plugin("hostile", "iptables", script)?;
+    for program in ["ip", "nft", "conntrack", "modprobe", "sh", "bridge"] {
+        host.fake_plugin("hostile", program, script)?;
+    }
+    for family in ["iptables", "ip6tables"] {
+        for variant in ["", "-nft", "-legacy"] {
+            for command in ["", "-restore", "-save"] {
+                directory = host.fake_plugin("hostile", &format!("{family}{variant}{command}"), script)?;
+            }
+        }
+    }
+    let path = directory.to_str().context("path")?;
+    let pod = host.pod("a")?;
+    for back_end in ["iptables", "nftables"] {
+        let network = with(masqueraded(gateway46()), json!({"ipMasqBackend": back_end}));
+        let call =
+            bridge("a", &pod, network).env("PATH", path).env("LD_PRELOAD", "/run/scratch/hostile/iptables");
+        let call = call
+            .env("LD_LIBRARY_PATH", path)
+            .env("XTABLES_LIBDIR", path)
+            .env("IPTABLES", &format!("{path}/iptables"));
+        let result = call.add().run(host)?.result()?;
+        let address = result["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
+        let address = address.context("no address")?;
+        contains("rules", &ruleset(host)?, address)?;
+        call.check().prev(&result).run(host)?.silence()?;
+        call.del().prev(&result).run(host)?.silence()?;
+        lacks("rules after DEL", &ruleset(host)?, address)?;
+    }
+    holds(
+        !std::path::Path::new("/run/scratch/executed").exists(),
+        "a command of the caller's PATH was executed",
+    )
 }
 
 /// Neither back end knows anything of the usual network's first pod or its chain.

@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::cases;
-use super::networks::{Attachment, gateway46, with};
+use super::networks::{Attachment, gateway4, gateway46, with};
 use super::spoof_guard::wire::Wire;
 use crate::case::Need;
-use crate::expect::{contains, holds, lacks};
+use crate::expect::{contains, equal, holds, lacks};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
 
@@ -22,6 +22,7 @@ cases! {
         a_pod_with_the_same_mac_is_reached_at_once needs [Need::Plugin("bridgehead"), Need::Ipv6];
         one_that_was_waited_for_is_reached_at_once needs [Need::Plugin("bridgehead"), Need::Ipv6];
         del_has_the_host_forget_its_neighbour needs [Need::Plugin("bridgehead"), Need::Ipv6];
+        del_has_the_host_forget_connections needs [Need::Plugin("bridgehead"), Need::Program("conntrack"), Need::Iptables, Need::Ipv6];
     }
 }
 
@@ -76,13 +77,14 @@ fn neighbours_hear_of_a_new_ipv6_address(host: &Sandbox) -> Result<()> {
     holds(heard, "no unsolicited neighbour advertisement reaches another pod")
 }
 
+/// Who has asked in vain for a neighbour asks again after a second, so half of one shows that nobody has to.
 fn reached_at_once(pods: &[&Pod], when: &str) -> Result<()> {
     for pod in pods {
         for address in ADDRESSES {
-            let answer = pod.try_run(&["ping", "-n", "-c", "1", "-W", "0.1", address])?;
+            let answer = pod.try_run(&["ping", "-n", "-c", "1", "-W", "0.5", address])?;
             holds(
                 answer.status.success(),
-                format!("{address} does not answer {} within 100 ms, {when}", pod.netns()),
+                format!("{address} does not answer {} within half a second, {when}", pod.netns()),
             )?;
         }
     }
@@ -139,4 +141,37 @@ fn del_has_the_host_forget_its_neighbour(host: &Sandbox) -> Result<()> {
         lacks("neighbours after DEL", &left, address)?;
     }
     contains("neighbours after DEL", &left, &format!("{} dev cni0", other.address()?))
+}
+
+fn connections(host: &Sandbox, address: &str) -> Result<usize> {
+    let family = if address.contains(':') { "ipv6" } else { "ipv4" };
+    let list = host.run(&["conntrack", "-L", "-f", family])?;
+    Ok(list
+        .lines()
+        .filter(|line| line.split_whitespace().any(|word| word.ends_with(&format!("={address}"))))
+        .count())
+}
+
+fn del_has_the_host_forget_connections(host: &Sandbox) -> Result<()> {
+    let outside = host.outside()?;
+    let network = |network: Value| with(network, json!({"ipMasq": true, "ipMasqBackend": "iptables"}));
+    let other = Attachment::new(host, "w", network(gateway4()))?;
+    let one = Attachment::new(host, "a", network(certain(None)))?;
+    for pod in [&one.pod, &other.pod] {
+        pod.ping("192.0.2.2")?;
+    }
+    one.pod.ping("2001:db8:ffff::2")?;
+    host.ping(ADDRESSES[0])?;
+    let others = connections(host, other.address()?)?;
+    holds(others > 0, "connections of the other pod are not tracked")?;
+    for address in ADDRESSES {
+        holds(connections(host, address)? > 0, format!("connections of {address} are not tracked"))?;
+    }
+    one.del(host)?;
+    for address in ADDRESSES {
+        equal(format!("connections of {address} after DEL"), connections(host, address)?, 0)?;
+    }
+    equal("connections of the other pod", connections(host, other.address()?)?, others)?;
+    drop(outside);
+    Ok(())
 }

@@ -27,7 +27,7 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use super::netlink::{Message, Socket};
+use super::netlink::{Answer, Message, Socket};
 use super::{Error, Result, child};
 pub use chain::{Base, Chain, ChainState, Hook, Kind};
 pub use expr::Expr;
@@ -90,6 +90,12 @@ impl Nft {
         }
         self.has_deleted |= transaction.deletes();
         self.socket.execute(transaction.into_messages())?.into_iter().collect()
+    }
+
+    /// Sends requests of other parts of netfilter together: a second socket would cost a wait when it is closed, see
+    /// [`close_later`](Self::close_later).
+    pub(super) fn execute(&mut self, batch: Vec<Message>) -> Result<Vec<Answer>> {
+        self.socket.execute(batch)
     }
 
     /// Whether something was deleted by this connection.

@@ -1,0 +1,39 @@
+//! What the host's kernel remembers of a pod's connections.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Ensured, Finding, World};
+use crate::net::conntrack;
+
+/// The host's memory of the flows of a pod's addresses. The kernel fills it by itself where it tracks connections, as
+/// for NAT; DEL has it forget, so that no packet to or from whoever gets an address next is taken for one of the old
+/// pod's, and translated like it.
+///
+/// It is removed after the pod's link, when no packet can fill it any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Connections {
+    /// Nothing to do: the kernel tracks by itself.
+    pub fn ensure(&self, _: &mut World<'_>) -> anyhow::Result<Ensured> {
+        Ok(Ensured::Created)
+    }
+
+    /// Nothing can be wrong.
+    pub fn observe(&self, _: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
+        Ok(Vec::new())
+    }
+
+    /// Has the kernel forget all of them. Where it tracks none, that is a look at a sysctl.
+    pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        if self.addresses.is_empty() || !conntrack::is_in_use() {
+            return Ok(());
+        }
+        Ok(conntrack::forget(world.nft()?, &self.addresses)?)
+    }
+}
