@@ -202,6 +202,7 @@ reference: ## fetch Debian's newest reference plugins into target/, to compare w
 
 .PHONY: lint
 lint: ## formatting, clippy, documentation, shell scripts: no warning passes
+	$(call install_packages,$(FUZZ_NEEDS),Building the fuzz targets)
 	@for component in rustfmt clippy; do \
 	    if ! cargo "$${component/rust/}" --version >/dev/null 2>&1; then \
 	        echo "Rust's $$component is missing."; rustup component add $$component; \
@@ -210,6 +211,7 @@ lint: ## formatting, clippy, documentation, shell scripts: no warning passes
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir '$(CARGO_TARGET_DIR)/fuzz-lint' --locked -- -D warnings
 	@# Of a program, private items are the documentation too, so links may lead to them.
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' \
 	    cargo doc --workspace --no-deps --locked --document-private-items

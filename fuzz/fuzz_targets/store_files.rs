@@ -127,10 +127,12 @@ fn use_store(store: &Store) {
 fn read_records() {
     let records = Records::new(&ROOT.join("run"), "bridge");
     let attachment = Attachment { network: "net".into(), container_id: "c".into(), ifname: "eth0".into() };
-    let _ = records.list("net");
+    let _ = records.attachments("net");
+    let Ok(mut claim) = records.claim(&attachment) else { return };
     if let Ok(Some(record)) = records.read(&attachment) {
-        records.write(&record).expect("a record");
+        records.write(&record, &mut claim).expect("a record");
         assert_eq!(records.read(&attachment).expect("the record"), Some(record));
-        records.delete(&attachment).expect("the record");
     }
+    claim.delete().expect("the record can go");
+    assert_eq!(records.read(&attachment).expect("no record"), None);
 }
