@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
-use crate::plan::{self, Records};
+use crate::plan::{self, Records, Resting};
 use crate::plugins::PluginType;
 use crate::resource::World;
 use crate::spec::config::MAX_BYTES;
@@ -80,6 +80,9 @@ fn serve(
         let answer = json!({ "cniVersion": version::CURRENT.as_str(), "supportedVersions": versions });
         return write_stdout(&format!("{answer}\n"));
     }
+    let records = Records::new(Path::new(STATE), plugin.name);
+    // The list of what is valid comes on stdin.
+    let resting = (command == Some(Command::Gc)).then(|| records.resting());
     let stdin = read_stdin()?;
     let Some(command) = command else {
         // A configuration that is wrong is said first, as the reference does.
@@ -92,13 +95,12 @@ fn serve(
     request.config.check_version(plugin.versions)?;
     let mut world = World::new(&request, STATE.into());
     refuse_own_netns(&mut world, environment)?;
-    let records = Records::new(Path::new(STATE), plugin.name);
     let verb = Verb { plugin, records: &records, request: &request };
     let outcome = match command {
         Command::Add => verb.add(&mut world),
         Command::Del => plan::del(|| (plugin.leftovers)(&request), &records, &mut world),
         Command::Check => verb.check(&mut world),
-        Command::Gc => verb.gc(&mut world),
+        Command::Gc => verb.gc(resting.unwrap_or_else(|| Ok(Resting::default())), &mut world),
         Command::Status | Command::Version => verb.status(&mut world),
     };
     outcome.map_err(|error| CniError::from_chain(&error, Code::Kernel))
@@ -131,11 +133,11 @@ impl Verb<'_> {
         Ok(())
     }
 
-    fn gc(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+    fn gc(&self, resting: anyhow::Result<Resting>, world: &mut World<'_>) -> anyhow::Result<()> {
         let valid = self.request.config.valid_attachments()?;
         let leftovers = (self.plugin.leftovers)(self.request);
         let lease = (self.plugin.lease)(self.request);
-        plan::collect(&valid, &leftovers, lease.as_ref(), self.records, world)
+        plan::collect(resting, &valid, &leftovers, lease.as_ref(), self.records, world)
     }
 
     fn status(&self, world: &mut World<'_>) -> anyhow::Result<()> {

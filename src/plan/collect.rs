@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::records::{Place, Records};
+use super::records::{Place, Records, Resting};
 use super::remove;
 use crate::resource::{Lease, Resource, World};
 use crate::spec::Attachment;
@@ -11,10 +11,11 @@ use crate::spec::config::{ValidAttachment, ValidAttachments};
 /// Removes what belongs to no valid attachment; without a list, the attachments whose namespace is gone.
 ///
 /// `leftovers` are what an attachment of this plugin type may leave without a record, `lease` is where its addresses
-/// come from. An attachment that another call works on at the moment is left alone, as is everything that has a record
-/// when it is looked for: the caller cannot have known of an ADD that runs beside the GC. Goes on past errors, and
-/// reports all of them.
+/// come from. `resting` is what was there before the list was read: an ADD that has ended since then is one that the
+/// caller may not have known of. For the same reason, an attachment that another call works on is left alone, as is
+/// everything that has a record when it is looked for. Goes on past errors, and reports all of them.
 pub fn collect(
+    resting: anyhow::Result<Resting>,
     valid: &ValidAttachments,
     leftovers: &[Resource],
     lease: Option<&Lease>,
@@ -29,10 +30,14 @@ pub fn collect(
         }
     };
     let mut errors = Vec::new();
+    let resting = resting.unwrap_or_else(|e| {
+        errors.push(e);
+        Resting::default()
+    });
     match records.places(network) {
         Ok(places) => {
             for place in places {
-                let outcome = collect_one(&place, list.as_ref(), world);
+                let outcome = collect_one(&place, &resting, list.as_ref(), world);
                 errors.extend(outcome.err().map(|e| e.context(place.path().display().to_string())));
             }
         }
@@ -62,6 +67,7 @@ fn attachment(network: &str, valid: &ValidAttachment) -> Attachment {
 
 fn collect_one(
     place: &Place,
+    resting: &Resting,
     valid: Option<&BTreeSet<Attachment>>,
     world: &mut World<'_>,
 ) -> anyhow::Result<()> {
@@ -71,6 +77,7 @@ fn collect_one(
     let Some(claim) = place.try_to_claim()? else { return Ok(()) };
     let is_dead = match (&claim.record, valid) {
         _ if place.is_draft() => return claim.delete(),
+        _ if !resting.has(&claim) => false,
         (Some(record), Some(valid)) => !valid.contains(&record.attachment),
         (Some(record), None) => record.is_provably_dead(),
         // What cannot be understood is somebody's as long as somebody of that name is valid.

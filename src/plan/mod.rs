@@ -16,7 +16,7 @@ use crate::spec::{CniError, CniResult, Code};
 pub use collect::collect;
 pub use journal::Journal;
 pub use record::Record;
-pub use records::{Claim, Records};
+pub use records::{Claim, Records, Resting};
 pub use restore::restore;
 
 /// What a plugin wants for an attachment.

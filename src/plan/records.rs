@@ -8,6 +8,7 @@
 //! Who works on an attachment has a lock on its record's file, from before its first change to after its last. So a
 //! GC or a restore beside it neither removes what an ADD has just made nor puts back what a DEL has just removed.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -57,6 +58,21 @@ pub struct Claim {
     path: Option<PathBuf>,
     /// None as long as there is no file.
     lock: Option<FileLock>,
+}
+
+/// What was there at one moment, and nobody worked on; a GC may judge of nothing else.
+#[derive(Debug, Default)]
+pub struct Resting(BTreeSet<(PathBuf, Option<u64>)>);
+
+impl Resting {
+    /// Whether a claim is of what was there.
+    pub fn has(&self, claim: &Claim) -> bool {
+        let inode = claim.lock.as_ref().map(|lock| lock.file().metadata().map(|it| it.ino()));
+        match (&claim.path, inode.transpose()) {
+            (Some(path), Ok(inode)) => self.0.contains(&(path.clone(), inode)),
+            _ => false,
+        }
+    }
 }
 
 /// What was found where a record may be.
@@ -220,6 +236,22 @@ impl Records {
                 Err(state_error("write", &path, &e).into())
             }
         }
+    }
+
+    /// What is there of all networks and nobody works on. A record that is replaced later is another file.
+    pub fn resting(&self) -> anyhow::Result<Resting> {
+        let mut resting = Resting::default();
+        for network in self.networks()? {
+            for Place { path } in self.places(&network)? {
+                let inode = match find(&path, None)? {
+                    Found::Nothing | Found::Busy => continue,
+                    Found::Alien => None,
+                    Found::File(file) => Some(file.metadata.ino()),
+                };
+                resting.0.insert((path, inode));
+            }
+        }
+        Ok(resting)
     }
 
     /// The attachments to a network that have a record, without holding any.
