@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::spec::Command;
+use crate::spec::{Command, names};
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,6 +137,7 @@ impl Draft {
                 }
                 Long("valid") => {
                     let one = parser.value()?.string()?;
+                    check_valid(&one)?;
                     match &mut self.valid {
                         Valid::NotSaid => self.valid = Valid::Listed(vec![one]),
                         Valid::Listed(list) => list.push(one),
@@ -212,6 +213,20 @@ impl Draft {
     }
 }
 
+/// Whether this is `CONTAINER[/IFNAME]`. What it is not, is nobody's name, and whatever is in no list is detached: a
+/// script whose variable is empty would lose every container.
+fn check_valid(text: &str) -> Result<(), String> {
+    let (container_id, ifname) = match text.split_once('/') {
+        Some((container_id, ifname)) => (container_id, Some(ifname)),
+        None => (text, None),
+    };
+    names::check_identifier(container_id)
+        .map_err(|why| format!("--valid {text:?}: the container ID {why}"))?;
+    ifname
+        .map_or(Ok(()), names::check_ifname)
+        .map_err(|why| format!("--valid {text:?}: the interface name {why}"))
+}
+
 /// `help [COMMAND]`.
 fn help(parser: &mut lexopt::Parser) -> Result<Asked, lexopt::Error> {
     match parser.next()? {
@@ -276,6 +291,20 @@ mod tests {
             options("gc net --valid a --valid b/eth1").valid,
             Valid::Listed(vec!["a".into(), "b/eth1".into()])
         );
+    }
+
+    #[test]
+    fn what_names_nobody_is_no_valid_attachment() {
+        for (word, text) in [
+            ("", "the container ID is empty"),
+            ("/eth0", "the container ID is empty"),
+            ("a b", "the container ID has the character ' '"),
+            ("a/", "the interface name is empty"),
+            ("a/b/c", "the interface name has the character '/'"),
+        ] {
+            let misuse = Asked::parse(["gc", "net", "--valid", word].map(OsString::from)).unwrap_err();
+            assert!(misuse.what.contains(text), "{word:?}: {misuse:?}");
+        }
     }
 
     #[test]
