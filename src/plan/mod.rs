@@ -160,7 +160,11 @@ pub fn drift(findings: &[Finding]) -> Result<(), CniError> {
         [] => Ok(()),
         [one] => Err(CniError::new(Code::Drift, one.clone())),
         [first, ..] => {
-            let msg = format!("{first}, and {} more differences", sentences.len() - 1);
+            let more = match sentences.len() - 1 {
+                1 => "one more difference".to_owned(),
+                more => format!("{more} more differences"),
+            };
+            let msg = format!("{first}, and {more}");
             Err(CniError::new(Code::Drift, msg).with_details(sentences.join("; ")))
         }
     }

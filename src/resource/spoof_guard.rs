@@ -230,7 +230,7 @@ fn drifted(nft: &mut Nft) -> net::Result<Vec<Finding>> {
     for part in rules::parts() {
         let found = nft.rules(part.chain)?;
         if found.is_empty() {
-            findings.push(Finding::missing(format!("rules of {}", part.chain)));
+            findings.push(Finding::missing(format!("content of {}", part.chain)));
         } else if found.len() != part.rules.len()
             || found.iter().zip(&part.rules).any(|(found, wanted)| !found.consists_of(wanted))
         {

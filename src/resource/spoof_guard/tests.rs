@@ -165,7 +165,7 @@ fn rules_that_somebody_took_away_are_put_back() {
         run(&format!("nft flush chain bridge bridgehead {chain}"));
         assert_eq!(
             names(&pod.observe_with(&mut nft).unwrap()),
-            format!("rules of chain bridge bridgehead {chain} is missing")
+            format!("content of chain bridge bridgehead {chain} is missing")
         );
         assert_eq!(other.ensure_with(&mut nft).unwrap(), Ensured::Created, "{chain}");
         assert_eq!(names(&pod.observe_with(&mut nft).unwrap()), "", "{chain}");
