@@ -103,8 +103,8 @@ impl Bridge {
     }
 }
 
-/// Whether links of a kind, which is also the name of a module, are at work in the kernel; `false` if they would be on demand. An error of code 50 if it
-/// does not have them.
+/// Whether links of a kind, which is also the name of a module, are at work in the kernel; `false` if they would be on
+/// demand. An error of code 50 if it does not have them.
 fn is_at_work(kind: &str, what: &str, world: &mut World<'_>) -> anyhow::Result<bool> {
     match module::presence(kind) {
         Presence::Loaded => Ok(true),
