@@ -115,11 +115,6 @@ impl Bridge {
                 addresses: ipam.ips.iter().map(|ip| ip.address.address()).collect(),
             }));
         }
-        if !ipam.ips.is_empty() {
-            // Before the link too: what it sends last must not be remembered.
-            let addresses = ipam.ips.iter().map(|ip| ip.address.address()).collect();
-            resources.push(Resource::Connections(resource::Connections { addresses }));
-        }
         resources.push(Resource::Veth(resource::Veth {
             attachment: self.attachment.clone(),
             host_name: facts.host_name.clone(),
@@ -130,6 +125,10 @@ impl Bridge {
             hairpin: self.hairpin,
             isolated: self.isolated,
         }));
+        if !ipam.ips.is_empty() {
+            let addresses = ipam.ips.iter().map(|ip| ip.address.address()).collect();
+            resources.push(Resource::Connections(resource::Connections { addresses }));
+        }
         if self.guards_senders {
             let link = facts.host_name.clone();
             resources.push(Resource::ReservedFrames(resource::ReservedFrames { link }));
@@ -164,7 +163,10 @@ impl Bridge {
             routes: decide_next_hops(ipam),
             detect_duplicates: self.detect_duplicates,
         }));
-        resources.push(Resource::PortState(resource::PortState { link: facts.host_name.clone() }));
+        resources.push(Resource::PortState(resource::PortState {
+            link: facts.host_name.clone(),
+            addresses: ipam.ips.iter().map(|ip| ip.address.address()).collect(),
+        }));
         if let Some(mac) = facts.mac.filter(|_| !ipam.ips.is_empty()) {
             resources.push(Resource::Announcement(resource::Announcement {
                 ifname: self.attachment.ifname.clone(),

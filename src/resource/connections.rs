@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Ensured, Finding, World};
-use crate::net::conntrack;
 
 /// The host's memory of the flows of a pod's addresses. The kernel fills it by itself where it tracks connections, as
 /// for NAT; DEL has it forget, so that no packet to or from whoever gets an address next is taken for one of the old
 /// pod's, and translated like it.
 ///
-/// It is removed after the pod's link, when no packet can fill it any more.
+/// It is removed after the pod's link, when no packet can fill it any more, and when the caller has its answer: a walk
+/// through a large table takes longer than all else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
     /// The pod's addresses.
@@ -29,11 +29,9 @@ impl Connections {
         Ok(Vec::new())
     }
 
-    /// Has the kernel forget all of them. Where it tracks none, that is a look at a sysctl.
+    /// Has the kernel forget all of them.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if self.addresses.is_empty() || !conntrack::is_in_use() {
-            return Ok(());
-        }
-        Ok(conntrack::forget(world.nft()?, &self.addresses)?)
+        world.forget_connections_later(&self.addresses);
+        Ok(())
     }
 }

@@ -32,7 +32,7 @@ impl Gateway {
     /// the same; the old one goes if no pod is on the link, and stays as long as pods may have it as their gateway.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
         let found = world.existing_host_link(&self.link)?;
-        let addresses = world.host()?.addresses(&found)?;
+        let addresses = world.host_addresses(&found)?;
         if addresses.iter().any(|a| prefix_of(a) == Some(self.address)) {
             return Ok(Ensured::Present);
         }
@@ -55,6 +55,7 @@ impl Gateway {
             );
         }
         let (ip, len) = (self.address.address(), self.address.prefix_len());
+        world.forget_host_link(&self.link);
         match world.host()?.execute_one(address::add(&found, ip, len, DuplicateDetection::Off)) {
             // Another pod's ADD was faster.
             Err(e) if e.errno == Errno::EEXIST => Ok(Ensured::Present),

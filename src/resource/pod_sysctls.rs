@@ -19,11 +19,13 @@ pub struct PodSysctls {
 impl PodSysctls {
     /// Sets them. They live and die with the interface.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
-        world.pod()?.visit(|| self.set())??;
+        let pod = world.pod()?;
+        let has_ipv6 = pod.existing_link(&self.ifname)?.has_ipv6;
+        pod.visit(|| self.set(has_ipv6))??;
         Ok(Ensured::Present)
     }
 
-    fn set(&self) -> net::Result<()> {
+    fn set(&self, has_ipv6: bool) -> net::Result<()> {
         let ifname = &self.ifname;
         if self.detect_duplicates {
             optional(sysctl::set(&format!("ipv6/conf/{ifname}/enhanced_dad"), "1"));
@@ -32,9 +34,12 @@ impl PodSysctls {
             // Also for the link-local address, which the kernel adds by itself.
             optional(sysctl::set(&format!("ipv6/conf/{ifname}/accept_dad"), "0"));
         }
-        // Runtimes and node settings may have switched IPv6 off for new namespaces; the pod was given an address.
-        for link in ["lo", ifname] {
-            sysctl::set(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
+        // Runtimes and node settings may have switched IPv6 off for new namespaces; the pod was given an address. They
+        // do so for all links of the namespace, `lo` too.
+        if !has_ipv6 {
+            for link in ["lo", ifname] {
+                sysctl::set(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
+            }
         }
         optional(sysctl::set(&format!("ipv6/conf/{ifname}/keep_addr_on_down"), "1"));
         // Neighbours may know the addresses from an earlier pod.

@@ -84,6 +84,7 @@ impl Veth {
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
         let master = world.existing_host_link(&self.bridge)?.index;
         let ifname = &self.attachment.ifname;
+        world.pod()?.forget_link();
         for attempt in 0.. {
             let netns = world.pod()?.netns();
             let request = link::create_veth(&VethPair {

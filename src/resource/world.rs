@@ -1,6 +1,7 @@
 //! What resources act on.
 
 use std::fs::OpenOptions;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ use anyhow::Context;
 
 use super::bridge_use::BridgeUse;
 use crate::net::nft::{self, Nft};
-use crate::net::rtnl::removal;
-use crate::net::{self, Link, Netns, Rtnl};
+use crate::net::rtnl::{Address, removal};
+use crate::net::{self, Link, Netns, Rtnl, conntrack};
 use crate::spec::{CniError, Code, Request};
 
 /// The host's namespace, the pod's, the tables of the host, and the call itself.
@@ -29,6 +30,10 @@ pub struct World<'a> {
     pod: Option<Pod>,
     nft: Option<Nft>,
     links: Vec<Link>,
+    /// The addresses of a link, by its index.
+    addresses: Option<(u32, Vec<Address>)>,
+    /// Addresses whose connections are to be forgotten once their pod's link is gone.
+    connections: Vec<IpAddr>,
     bridge_use: Option<BridgeUse>,
     /// Whether a child that outlives this program holds the connection to nf_tables too.
     child_has_nft: bool,
@@ -40,6 +45,8 @@ pub struct Pod {
     netns: Netns,
     home: Rc<Netns>,
     rtnl: Option<Rtnl>,
+    /// The interface that is being configured, once it is there.
+    link: Option<Link>,
 }
 
 impl<'a> World<'a> {
@@ -53,6 +60,8 @@ impl<'a> World<'a> {
             pod: None,
             nft: None,
             links: Vec::new(),
+            addresses: None,
+            connections: Vec::new(),
             bridge_use: None,
             child_has_nft: false,
         }
@@ -93,7 +102,7 @@ impl<'a> World<'a> {
                 let path =
                     self.request.netns.as_deref().ok_or_else(|| invalid("CNI_NETNS is not given".into()))?;
                 let netns = Netns::open(path).map_err(|e| invalid(format!("CNI_NETNS: {e}")))?;
-                Ok(empty.insert(Pod { netns, home, rtnl: None }))
+                Ok(empty.insert(Pod { netns, home, rtnl: None, link: None }))
             }
         }
     }
@@ -118,9 +127,20 @@ impl<'a> World<'a> {
         self.host_link(name)?.with_context(|| format!("link {name} has vanished"))
     }
 
+    /// The addresses of a link of the host, which are looked up once until they are changed.
+    pub fn host_addresses(&mut self, link: &Link) -> net::Result<Vec<Address>> {
+        if let Some((_, addresses)) = self.addresses.as_ref().filter(|(index, _)| *index == link.index) {
+            return Ok(addresses.clone());
+        }
+        let found = self.host()?.addresses(link)?;
+        self.addresses = Some((link.index, found.clone()));
+        Ok(found)
+    }
+
     /// Forgets what is known of a link of the host, after a change to it.
     pub fn forget_host_link(&mut self, name: &str) {
         self.links.retain(|l| l.name != name);
+        self.addresses = None;
     }
 }
 
@@ -147,27 +167,39 @@ impl World<'_> {
     /// Deletes a link of the host, and with a veth its peer; see [`removal`].
     pub fn remove_host_link(&mut self, link: &Link) -> net::Result<()> {
         self.forget_host_link(&link.name);
-        let (nft, wait) = self.lend_nft();
-        removal::remove(link, nft, wait)
+        let (nft, mark) = self.lend_nft();
+        let addresses = std::mem::take(&mut self.connections);
+        removal::remove(link, nft, move || {
+            let connection = forget_connections(&addresses);
+            if nft.is_some() || connection.is_some() {
+                wait_for_deletions(&mark);
+            }
+        })
+    }
+
+    /// Has the kernel forget the connections of addresses, some time after their pod's link is gone, in the child that
+    /// outlives this call. It takes the kernel a walk through its whole table for each.
+    pub fn forget_connections_later(&mut self, addresses: &[IpAddr]) {
+        self.connections.extend(addresses);
     }
 
     /// Deletes a link of the pod.
     pub fn remove_pod_link(&mut self, link: &Link) -> anyhow::Result<()> {
-        let (nft, wait) = self.lend_nft();
+        let (nft, mark) = self.lend_nft();
+        let wait = || {
+            if nft.is_some() {
+                wait_for_deletions(&mark);
+            }
+        };
         Ok(self.pod()?.visit(|| removal::remove(link, nft, wait))??)
     }
 
     /// What a child is to keep and to wait for, so that nobody waits for the connection to nf_tables to be closed; see
     /// [`Nft::close_later`].
-    fn lend_nft(&mut self) -> (Option<RawFd>, impl FnOnce() + use<>) {
+    fn lend_nft(&mut self) -> (Option<RawFd>, PathBuf) {
         let nft = self.nft.as_ref().map(|nft| nft.as_fd().as_raw_fd());
         self.child_has_nft = nft.is_some();
-        let mark = self.deletion_mark();
-        (nft, move || {
-            if nft.is_some() {
-                wait_for_deletions(&mark)
-            }
-        })
+        (nft, self.deletion_mark())
     }
 
     /// A file whose time says when something was last deleted from nf_tables.
@@ -187,6 +219,18 @@ impl World<'_> {
         }
         !time_to_free(&mark).is_zero()
     }
+}
+
+/// The connection to netfilter that this was done by, which is not to be closed at a bad moment.
+fn forget_connections(addresses: &[IpAddr]) -> Option<Nft> {
+    if addresses.is_empty() || !conntrack::is_in_use() {
+        return None;
+    }
+    let mut nft = Nft::open().ok()?;
+    if let Err(e) = conntrack::forget(&mut nft, addresses) {
+        log::warn!("{e}");
+    }
+    Some(nft)
 }
 
 /// How long the kernel may still have to free what was deleted from nf_tables.
@@ -215,6 +259,10 @@ fn wait_for_deletions(mark: &Path) {
 
 impl Drop for World<'_> {
     fn drop(&mut self) {
+        // Where there was no link to be removed.
+        if let Some(nft) = forget_connections(&std::mem::take(&mut self.connections)) {
+            self.nft.get_or_insert(nft);
+        }
         if let Some(nft) = self.nft.take()
             && self.exchange_deletions(nft.has_deleted())
             && !self.child_has_nft
@@ -249,8 +297,18 @@ impl Pod {
         Ok(answer)
     }
 
-    /// A link of the pod that must be there.
+    /// A link of the pod that must be there. It is looked up once.
     pub fn existing_link(&mut self, name: &str) -> anyhow::Result<Link> {
-        self.rtnl()?.link(name)?.with_context(|| format!("link {name} has vanished from the pod"))
+        if let Some(link) = self.link.as_ref().filter(|link| link.name == name) {
+            return Ok(link.clone());
+        }
+        let found = self.rtnl()?.link(name)?;
+        let found = found.with_context(|| format!("link {name} has vanished from the pod"))?;
+        Ok(self.link.insert(found).clone())
+    }
+
+    /// Forgets what is known of a link, since it is to be another.
+    pub fn forget_link(&mut self) {
+        self.link = None;
     }
 }

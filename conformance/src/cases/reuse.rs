@@ -168,7 +168,12 @@ fn del_has_the_host_forget_connections(host: &Sandbox) -> Result<()> {
         holds(connections(host, address)? > 0, format!("connections of {address} are not tracked"))?;
     }
     one.del(host)?;
+    // The caller does not wait for it.
     for address in ADDRESSES {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while connections(host, address)? > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         equal(format!("connections of {address} after DEL"), connections(host, address)?, 0)?;
     }
     equal("connections of the other pod", connections(host, other.address()?)?, others)?;

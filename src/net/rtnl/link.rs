@@ -26,12 +26,19 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_CONF: u16 = 2;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
+
+/// `AF_INET6` of linux/socket.h, and where `disable_ipv6` stands among a link's IPv6 settings
+/// (`DEVCONF_DISABLE_IPV6` of linux/ipv6.h).
+const AF_INET6: u16 = 10;
+const DISABLE_IPV6: usize = 26;
 
 /// Flags of a link (linux/if.h).
 const IFF_UP: u32 = 0x1;
@@ -69,6 +76,8 @@ pub struct Link {
     pub vlan_filtering: bool,
     /// How it is a port of a bridge, where it is one.
     pub port: Port,
+    /// Whether IPv6 is known to be switched on for it: the sysctl `disable_ipv6`, without the way to its file.
+    pub has_ipv6: bool,
 }
 
 /// Flags of a bridge port.
@@ -100,6 +109,7 @@ impl Link {
                 IFLA_OPERSTATE => link.operational = value.first() == Some(&IF_OPER_UP),
                 IFLA_IFALIAS => link.alias = text_of(value),
                 IFLA_LINKINFO => link.read_info(value),
+                IFLA_AF_SPEC => link.has_ipv6 = has_ipv6(value).unwrap_or_default(),
                 _ => {}
             }
         }
@@ -128,6 +138,13 @@ impl Link {
             }
         }
     }
+}
+
+/// What the settings of a link's address families say of IPv6; `None` where it is not among them.
+fn has_ipv6(families: &[u8]) -> Option<bool> {
+    let (_, inet6) = nested(families).find(|(family, _)| *family == AF_INET6)?;
+    let (_, settings) = nested(inet6).find(|(kind, _)| *kind == IFLA_INET6_CONF)?;
+    settings.get(4 * DISABLE_IPV6..).and_then(u32_of).map(|disabled| disabled == 0)
 }
 
 /// Both ends of a veth pair, as they are to be born.

@@ -7,6 +7,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
 use super::{Link, Rtnl, attributes, ip_of, nested, u32_of};
@@ -25,6 +26,7 @@ const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 /// Length of struct rtnexthop.
 const NEXT_HOP: usize = 8;
 
@@ -152,6 +154,21 @@ impl Rtnl {
             .filter(|(oif, _)| *oif == link.index)
             .map(|(_, r)| r)
             .collect())
+    }
+
+    /// Whether packets to an IPv6 address are delivered in this namespace: the kernel is done with adding it.
+    pub fn is_delivered_here(&mut self, address: Ipv6Addr) -> Result<bool> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet6;
+        request.header.destination_prefix_length = 128;
+        request.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6(address)));
+        let found = self.get(format!("look up the way to {address}"), RouteNetlinkMessage::GetRoute(request));
+        match found {
+            // `rtm_type` of struct rtmsg.
+            Ok(found) => Ok(found.and_then(|body| body.get(7).copied()) == Some(RTN_LOCAL)),
+            Err(e) if e.errno == Errno::ENETUNREACH => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Index of the link by which the main table's default route leaves, the one of the lowest metric, IPv4 first.
