@@ -70,11 +70,12 @@ impl Netns {
 
     /// Runs a closure with the thread inside the namespace, and brings it back to `home`, where it is now.
     ///
-    /// If the way back fails, the process ends: code that believes itself on the host and is not would do damage.
+    /// If the way back fails, the process ends: code that believes itself on the host and is not would do damage. Where
+    /// the way in fails, the thread has not moved, and whoever may not enter may not enter his own namespace either.
     pub fn run<T>(&self, home: &Self, inside: impl FnOnce() -> T) -> Result<T> {
-        let back = WayBack(home);
         setns(&self.file, CloneFlags::CLONE_NEWNET)
             .map_err(|e| Error::new(format!("enter network namespace {}", self.path.display()), e))?;
+        let back = WayBack(home);
         let answer = inside();
         drop(back);
         Ok(answer)
@@ -105,5 +106,23 @@ impl Drop for WayBack<'_> {
         if !tries.any(|outcome| outcome.is_ok()) {
             std::process::abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What setns(2) refuses to anybody: it is asked for a network namespace, and this is none.
+    fn impassable() -> Netns {
+        let own = Netns::own().unwrap();
+        Netns { file: File::open("/proc/self/ns/uts").unwrap(), ..own }
+    }
+
+    #[test]
+    fn who_cannot_enter_is_told_so_and_lives() {
+        let error = impassable().run(&impassable(), || unreachable!()).unwrap_err();
+        assert_eq!(error.errno, Errno::EINVAL);
+        assert!(error.to_string().contains("enter network namespace"), "{error}");
     }
 }
