@@ -11,6 +11,8 @@ use std::path::Path;
 
 /// The version that every reference release since 1.0.0 speaks.
 const CNI_VERSION: &str = "1.0.0";
+/// The version that brought STATUS.
+const STATUS_VERSION: &str = "1.1.0";
 /// Host port of the first pod, where a plugin has the portMappings capability.
 const FIRST_HOST_PORT: usize = 20_000;
 
@@ -57,12 +59,20 @@ impl Chain<'_> {
         };
         self.plugins.iter().rev().map(delete).collect()
     }
+    /// STATUS of a plugin.
+    pub(crate) fn status(&self, plugin: &Value, pod: &Pod) -> Result<Call> {
+        let mut plugin = plugin.clone();
+        plugin["cniVersion"] = json!(STATUS_VERSION);
+        self.call(Verb::Status, &plugin, pod, None)
+    }
 
     /// The call for one plugin of the chain.
     fn call(&self, verb: Verb, plugin: &Value, pod: &Pod, previous: Option<&Value>) -> Result<Call> {
         let kind = plugin["type"].as_str().context("a scenario's plugin has no type")?;
         let mut config = plugin.clone();
-        config["cniVersion"] = json!(CNI_VERSION);
+        if config["cniVersion"].is_null() {
+            config["cniVersion"] = json!(CNI_VERSION);
+        }
         config["name"] = json!(NETWORK);
         if plugin["capabilities"]["portMappings"] == true {
             let ports =
@@ -108,6 +118,11 @@ pub(crate) fn check_version(call: &Call, answer: &Answer) -> Result<()> {
         }
     };
     check().with_context(|| describe(call, answer))
+}
+
+/// STATUS is answered by the exit status alone.
+pub(crate) fn check_status(call: &Call, answer: &Answer) -> Result<()> {
+    checked(call, answer).with_context(|| describe(call, answer))
 }
 
 /// Fails with the message of the CNI error object, if the plugin printed one.

@@ -1,6 +1,6 @@
 //! One batch: a scenario on one suite in a new host, all pods attached and then detached again.
 
-use crate::attachment::{Chain, check_version, version};
+use crate::attachment::{Chain, check_status, check_version, version};
 use crate::call::{Call, Price};
 use crate::host::{Host, Pod};
 use crate::machine::{Load, reap_orphans, settle};
@@ -26,6 +26,13 @@ pub(crate) struct Batch {
     pub(crate) load: Load,
     /// Whether DEL was measured.
     pub(crate) deletion: Deletion,
+}
+
+impl Batch {
+    /// A batch of calls that leave nothing to be undone.
+    pub(crate) fn of(prices: Vec<Price>, load: Load) -> Self {
+        Self { add: prices, del: Vec::new(), linger: Duration::ZERO, load, deletion: Deletion::Works }
+    }
 }
 
 /// Whether a suite can undo what it did. Not all can: the nftables DEL of some reference builds depends on how the
@@ -78,13 +85,29 @@ pub(crate) fn run(suite: &Suite, scenario: &Scenario, pods: usize, at_once: usiz
             }
             let call = version(&program);
             let add = (0..pods).map(|_| startup(&call)).collect::<Result<_>>()?;
-            Ok(Outcome::Done(Batch {
-                add,
-                del: Vec::new(),
-                linger: Duration::ZERO,
-                load,
-                deletion: Deletion::Works,
-            }))
+            Ok(Outcome::Done(Batch::of(add, load)))
+        }
+        Workload::Question(plugin) => {
+            let plugins = std::slice::from_ref(plugin);
+            let chain = Chain { suite, plugins };
+            if let Some(plugin) = chain.missing() {
+                return Ok(Outcome::Absent(plugin.to_string()));
+            }
+            Host::within(1, |host| {
+                let [pod] = &host.pods[..] else { bail!("no pod") };
+                chain.add(pod, Call::timed)?;
+                let call = chain.status(plugin, pod)?;
+                let ask = || {
+                    let (price, answer) = call.timed()?;
+                    check_status(&call, &answer).map(|()| price)
+                };
+                match ask() {
+                    Ok(_) => {
+                        Ok(Outcome::Done(Batch::of((0..pods).map(|_| ask()).collect::<Result<_>>()?, load)))
+                    }
+                    Err(reason) => Ok(Outcome::Unable(short(&reason))),
+                }
+            })
         }
         Workload::Attachments { chain, nat, reservations } => {
             let chain = Chain { suite, plugins: chain };
@@ -207,6 +230,18 @@ pub(crate) fn probe(suite: &Suite, scenario: &Scenario, deletion: &Deletion) -> 
             let sample = || call.sampled().map(|(mark, _)| mark);
             let marks = (0..SAMPLED_CALLS).map(|_| sample()).collect::<Result<_>>()?;
             return Ok(Probe { add: Observed::new(None, marks), del: None });
+        }
+        Workload::Question(plugin) => {
+            let chain = Chain { suite, plugins: std::slice::from_ref(plugin) };
+            return Host::within(1, |host| {
+                let [pod] = &host.pods[..] else { bail!("no pod") };
+                chain.add(pod, Call::timed)?;
+                let call = chain.status(plugin, pod)?;
+                let sample = || call.sampled().map(|(mark, _)| mark);
+                let marks = (0..SAMPLED_CALLS).map(|_| sample()).collect::<Result<_>>()?;
+                let started = strace().map(|strace| strace.run(&call)).transpose()?.map(|(it, _)| vec![it]);
+                Ok(Probe { add: Observed::new(started, marks), del: None })
+            });
         }
         Workload::Attachments { chain, reservations, .. } => (Chain { suite, plugins: chain }, *reservations),
     };

@@ -232,7 +232,7 @@ impl Report {
 impl Verb {
     fn prices(self, batch: &Batch) -> &[Price] {
         match self {
-            Self::Start | Self::Version | Self::Add => &batch.add,
+            Self::Start | Self::Version | Self::Status | Self::Add => &batch.add,
             Self::Del => &batch.del,
         }
     }
@@ -244,7 +244,7 @@ impl Verb {
 
     fn observed(self, probe: &Probe) -> Option<&Observed> {
         match self {
-            Self::Start | Self::Version | Self::Add => Some(&probe.add),
+            Self::Start | Self::Version | Self::Status | Self::Add => Some(&probe.add),
             Self::Del => probe.del.as_ref(),
         }
     }
@@ -252,7 +252,7 @@ impl Verb {
     /// Median over the batches of how long processes went on after the last DEL, in milliseconds.
     fn linger(self, batches: &[Batch]) -> Option<f64> {
         match self {
-            Self::Start | Self::Version | Self::Add => None,
+            Self::Start | Self::Version | Self::Status | Self::Add => None,
             Self::Del => {
                 median(batches.iter().filter(|batch| !batch.del.is_empty()).map(|batch| batch.linger))
             }

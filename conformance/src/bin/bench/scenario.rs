@@ -29,6 +29,8 @@ pub(crate) enum Nat {
 pub(crate) enum Workload {
     /// VERSION of this plugin: the cost of starting it.
     Startup(&'static str),
+    /// STATUS of this configuration, with a pod attached.
+    Question(Value),
     /// ADD and DEL of attachments.
     Attachments {
         /// The plugins' configurations in the order of ADD; `type` names the executable. `cniVersion` and `name`
@@ -48,6 +50,8 @@ pub(crate) enum Verb {
     Start,
     /// Says which versions the plugin speaks, and does nothing else.
     Version,
+    /// Says whether an ADD could be served.
+    Status,
     /// Attaches a pod.
     Add,
     /// Detaches it.
@@ -71,6 +75,11 @@ pub(crate) fn all() -> Vec<Scenario> {
     let chained = vec![bridge(Nat::Iptables, V4), portmap(), firewall(), bandwidth(), tuning()];
     vec![
         Scenario { name: "start-up (VERSION)", workload: Workload::Startup("bridge"), at_once: &[1] },
+        Scenario {
+            name: "bridge with a pod",
+            workload: Workload::Question(bridge(Nat::Iptables, V4)),
+            at_once: &[1],
+        },
         attachments(BARE_ATTACHMENT, vec![bridge(Nat::None, V4)], Nat::None, both),
         attachments("bridge, iptables", vec![bridge(Nat::Iptables, V4)], Nat::Iptables, both),
         attachments("bridge, nftables", vec![bridge(Nat::Nftables, V4)], Nat::Nftables, both),
@@ -144,6 +153,7 @@ impl Workload {
     pub(crate) fn verbs(&self) -> &'static [Verb] {
         match self {
             Self::Startup(_) => &[Verb::Version],
+            Self::Question(_) => &[Verb::Status],
             Self::Attachments { .. } => &[Verb::Add, Verb::Del],
         }
     }
@@ -155,6 +165,7 @@ impl Verb {
         match self {
             Self::Start => "-",
             Self::Version => "VERSION",
+            Self::Status => "STATUS",
             Self::Add => "ADD",
             Self::Del => "DEL",
         }
