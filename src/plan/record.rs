@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::net::Netns;
 use crate::net::netns::Identity;
+use crate::net::{Netns, Rtnl};
 use crate::resource::{Lease, Resource};
 use crate::spec::{Attachment, CniResult, Request};
 
@@ -38,11 +38,26 @@ impl Record {
     }
 
     /// Whether the pod cannot live: its namespace is gone from where it was.
+    ///
+    /// A path of /proc is one of a process, and says of the namespace only that this process has ended: others may be
+    /// in it. That the namespace is gone shows there by the link to it being gone.
     pub fn is_provably_dead(&self) -> bool {
         let Some(netns) = self.netns else { return false };
-        match Netns::open(&self.netns_path) {
+        let is_gone = match Netns::open(&self.netns_path) {
             Ok(found) => found.identity() != netns,
             Err(e) => matches!(e.errno, Errno::ENOENT | Errno::EINVAL),
-        }
+        };
+        is_gone && (!self.netns_path.starts_with("/proc") || self.is_link_gone())
+    }
+
+    /// Whether there was a link to the pod, and is none.
+    fn is_link_gone(&self) -> bool {
+        let veth = self.resources.iter().find_map(|resource| match resource {
+            Resource::Veth(veth) => Some(veth),
+            _ => None,
+        });
+        veth.is_some_and(|veth| {
+            Rtnl::open().and_then(|mut rtnl| rtnl.link(&veth.host_name)).is_ok_and(|found| found.is_none())
+        })
     }
 }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -41,6 +43,9 @@ cases! {
     "records/locks" {
         del_waits_for_the_call_that_has_the_attachment needs [TOOL, Need::Program("flock")];
         gc_leaves_an_attachment_alone_that_a_call_works_on needs [TOOL, Need::Program("flock")];
+    }
+    "gc/namespaces" {
+        gc_spares_a_namespace_whose_process_alone_has_ended needs [TOOL];
     }
     "gc/lists" {
         bridge_knows_the_three_lists needs [TOOL];
@@ -348,6 +353,29 @@ fn gc_leaves_an_attachment_alone_that_a_call_works_on(host: &Sandbox) -> Result<
     one.call.gc().set("cni.dev/valid-attachments", json!([])).run(host)?.silence()?;
     equal("leases", host.leases("net")?, ["10.20.0.2"])?;
     one.sound(host)
+}
+
+fn gc_spares_a_namespace_whose_process_alone_has_ended(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("a")?;
+    let start = || pod.inside(|| Command::new("/bin/sleep").arg("1000").spawn());
+    let (mut first, mut second) = (start()??, start()??);
+    let netns = format!("/proc/{}/ns/net", first.id());
+    let call = bridge("a", &pod, with(gateway4(), json!({"cniVersion": NEWEST}))).env("CNI_NETNS", &netns);
+    call.add().run(host)?.result()?;
+    first.kill()?;
+    first.wait()?;
+    call.gc().run(host)?.silence()?;
+    equal("leases while another process is there", host.leases("net")?, ["10.20.0.2"])?;
+    pod.ping("10.20.0.1")?;
+    second.kill()?;
+    second.wait()?;
+    pod.remove()?;
+    // The kernel takes its links away some time after the namespace.
+    while host.run(&["ip", "link", "show", "type", "veth"])?.contains("veth") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    call.gc().run(host)?.silence()?;
+    equal("leases without the namespace", host.leases("net")?, Vec::<String>::new())
 }
 
 /// Two attachments: `dead`, whose namespace is removed, and `live`. Then GC with no list, with one, and with either
