@@ -27,6 +27,7 @@ pub mod networks;
 
 mod bridge_addressing;
 mod bridge_check;
+mod bridge_crowd;
 mod bridge_errors;
 mod bridge_lifecycle;
 mod bridge_links;
@@ -86,6 +87,7 @@ pub fn all() -> Vec<Case> {
         bridge_addressing::CASES,
         bridge_masquerade::CASES,
         bridge_lifecycle::CASES,
+        bridge_crowd::CASES,
         spoof_guard::CASES,
         forwarding::CASES,
         reuse::CASES,
