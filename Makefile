@@ -236,4 +236,4 @@ test-vm: ## the conformance suite on a stock Debian kernel in a virtual machine,
 	vm/run --cache '$(CARGO_TARGET_DIR)/vm' --seconds 3600 --copy '$(STAGE):/opt/cni/bin' \
 	    --copy '$(CARGO_TARGET_DIR)/debug/conformance:/usr/bin/conformance' \
 	    $(if $(wildcard $(REFERENCE)),--copy '$(REFERENCE):/usr/lib/cni') \
-	    -- conformance --plugins /opt/cni/bin $(if $(FILTER),--filter '$(FILTER)')
+	    -- conformance --plugins /opt/cni/bin --patience 1200 $(if $(FILTER),--filter '$(FILTER)')

@@ -1,10 +1,13 @@
 //! What a case is and what it needs.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use anyhow::Result;
+use nix::libc;
 
-use crate::sandbox::{REFERENCE, Sandbox};
+use crate::sandbox::{REFERENCE, STORE, Sandbox};
 
 /// One thing that a directory of plugins is judged by.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +44,8 @@ pub enum Need {
     VlanFiltering,
     /// A kernel with IPv6.
     Ipv6,
+    /// A file system for the address store that keeps extended attributes of users; a tmpfs does since Linux 6.6.
+    UserAttributes,
     /// A working `iptables`.
     Iptables,
     /// A working `nft` and nf_tables in the kernel.
@@ -73,6 +78,9 @@ impl Need {
             Self::Ipv6 => {
                 (!Path::new("/proc/sys/net/ipv6").exists()).then(|| "the kernel has no IPv6".to_owned())
             }
+            Self::UserAttributes => (!keeps_user_attributes()).then(|| {
+                "the file system of the address store keeps no extended attributes of users".to_owned()
+            }),
             Self::Iptables => trial(host, &["iptables", "--version"], &["true"])
                 .then(|| "iptables does not work".to_owned()),
             Self::Nftables => {
@@ -80,6 +88,19 @@ impl Need {
             }
         }
     }
+}
+
+/// Whether a file beside the address store keeps an extended attribute.
+fn keeps_user_attributes() -> bool {
+    let path = Path::new(STORE).with_file_name("trial");
+    let Ok(file) = File::create(&path) else { return false };
+    let (name, value) = (c"user.trial", b"1");
+    // SAFETY: name and value live as long as the call, and the value is as long as it says.
+    let kept = unsafe {
+        libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) == 0
+    };
+    let _ = std::fs::remove_file(&path);
+    kept
 }
 
 /// Whether the first command failed; if not, the second takes its effect back.

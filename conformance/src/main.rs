@@ -3,15 +3,16 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use conformance::case::Case;
-use conformance::runner::{self, Judged, Verdict};
+use conformance::runner::{self, Judged, Pace, Verdict};
 use conformance::{cases, report};
 use lexopt::prelude::*;
 
 const USAGE: &str = "\
-usage: conformance --plugins DIR [--filter TEXT] [--jobs N] [--compare DIR]
+usage: conformance --plugins DIR [--filter TEXT] [--jobs N] [--patience SECONDS] [--compare DIR]
        conformance --list [--filter TEXT]
 
 Runs CNI plugins in network namespaces of its own and says what they do wrong. Needs root.
@@ -19,15 +20,20 @@ Runs CNI plugins in network namespaces of its own and says what they do wrong. N
   --plugins DIR   the directory to judge
   --filter TEXT   only cases whose group/name contains TEXT
   --jobs N        cases at a time; the number of processors if not given
+  --patience SECONDS
+                  after which a case has failed; 120 if not given
   --compare DIR   also runs the cases on DIR and lists what fails there, which does not change the exit status
   --list          prints the names of the cases
 ";
+
+/// How long a case may take. The slowest take half a minute.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Options {
     plugins: Option<PathBuf>,
     compare: Option<PathBuf>,
     filter: String,
-    jobs: usize,
+    pace: Pace,
     list: bool,
 }
 
@@ -73,9 +79,9 @@ fn start() -> Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         bail!("namespaces and plugins need root");
     }
-    let judged = runner::run(&selected, &plugins, options.jobs, show);
+    let judged = runner::run(&selected, &plugins, options.pace, show);
     if let Some(other) = options.compare {
-        let compared = runner::run(&selected, &other, options.jobs, |_| ());
+        let compared = runner::run(&selected, &other, options.pace, |_| ());
         write!(std::io::stdout(), "{}", report::comparison(&other.to_string_lossy(), &compared))?;
     }
     write!(std::io::stdout(), "{}", report::summary(&judged))?;
@@ -100,14 +106,16 @@ fn show(one: &Judged) {
 
 fn parse() -> Result<Option<Options>> {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut options = Options { plugins: None, compare: None, filter: String::new(), jobs, list: false };
+    let pace = Pace { jobs, patience: PATIENCE };
+    let mut options = Options { plugins: None, compare: None, filter: String::new(), pace, list: false };
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {
             Long("plugins") => options.plugins = Some(parser.value()?.into()),
             Long("compare") => options.compare = Some(parser.value()?.into()),
             Long("filter") => options.filter = parser.value()?.string()?,
-            Long("jobs") => options.jobs = parser.value()?.parse()?,
+            Long("jobs") => options.pace.jobs = parser.value()?.parse()?,
+            Long("patience") => options.pace.patience = Duration::from_secs(parser.value()?.parse()?),
             Long("list") => options.list = true,
             Long("help") | Short('h') => return Ok(None),
             other => return Err(other.unexpected().into()),

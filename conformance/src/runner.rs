@@ -49,19 +49,28 @@ pub struct Judged {
     pub took: Duration,
 }
 
-/// Runs all cases on a directory, `jobs` at a time, and calls `seen` for each as it ends. The order is that of `cases`.
-pub fn run(cases: &[Case], plugins: &Path, jobs: usize, seen: impl Fn(&Judged) + Sync) -> Vec<Judged> {
+/// How many cases run at a time, and how long each may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Cases at a time.
+    pub jobs: usize,
+    /// After this time a case has failed.
+    pub patience: Duration,
+}
+
+/// Runs all cases on a directory, and calls `seen` for each as it ends. The order is that of `cases`.
+pub fn run(cases: &[Case], plugins: &Path, pace: Pace, seen: impl Fn(&Judged) + Sync) -> Vec<Judged> {
     let next = AtomicUsize::new(0);
     let judged: Mutex<Vec<(usize, Judged)>> = Mutex::default();
     std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
+        for _ in 0..pace.jobs.max(1) {
             scope.spawn(|| {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(case) = cases.get(index) else { return };
                     let started = Instant::now();
-                    let verdict =
-                        apart(case, plugins).unwrap_or_else(|error| Verdict::Failed(format!("{error:#}")));
+                    let verdict = apart(case, plugins, pace.patience)
+                        .unwrap_or_else(|error| Verdict::Failed(format!("{error:#}")));
                     let one = Judged { case: *case, verdict, took: started.elapsed() };
                     seen(&one);
                     judged.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, one));
@@ -75,12 +84,12 @@ pub fn run(cases: &[Case], plugins: &Path, jobs: usize, seen: impl Fn(&Judged) +
 }
 
 /// Runs one case in a process of its own.
-fn apart(case: &Case, plugins: &Path) -> Result<Verdict> {
+fn apart(case: &Case, plugins: &Path, patience: Duration) -> Result<Verdict> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(SINGLE).arg(case.title()).arg(plugins);
     // SAFETY: prctl is one system call, so it may be called between fork and exec.
     unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from)) };
-    let finished = Running::start(command, b"")?.finish_within(Duration::from_secs(90))?;
+    let finished = Running::start(command, b"")?.finish_within(patience)?;
     let text = finished.stdout.trim_end().to_owned();
     Ok(match finished.status.code() {
         Some(PASSED) => Verdict::Passed,

@@ -20,13 +20,13 @@ use crate::sandbox::{REFERENCE, STORE, Sandbox};
 
 cases! {
     "host-local/reboot" {
-        addresses_of_the_boot_before_are_free;
-        a_full_range_of_the_boot_before_is_free;
+        addresses_of_the_boot_before_are_free needs [Need::UserAttributes];
+        a_full_range_of_the_boot_before_is_free needs [Need::UserAttributes];
         addresses_of_this_boot_stay;
-        what_the_boot_before_left_half_written_is_free;
-        gc_without_a_list_frees_the_boot_before;
-        a_kept_run_directory_hides_nothing;
-        what_others_reserved_is_not_judged;
+        what_the_boot_before_left_half_written_is_free needs [Need::UserAttributes];
+        gc_without_a_list_frees_the_boot_before needs [Need::UserAttributes];
+        a_kept_run_directory_hides_nothing needs [Need::UserAttributes];
+        what_others_reserved_is_not_judged needs [Need::UserAttributes];
         what_the_reference_reserved_is_not_judged needs [Need::Reference("host-local")];
     }
     "host-local/reclaim" {
