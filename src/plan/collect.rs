@@ -50,7 +50,8 @@ pub fn collect(
     };
     // Of what nobody remembers, nobody can tell without a list whether its pod lives.
     if list.is_some() {
-        for resource in leftovers {
+        // As in DEL, a link goes before what guards it.
+        for resource in leftovers.iter().rev() {
             errors.extend(resource.collect(network, &kept, world));
         }
     }

@@ -315,13 +315,13 @@ impl Resource {
             Self::ForeignMasquerade(_) | Self::Masquerade(_) => masquerade::collect(network, kept, world),
             Self::MacGuard(_) => mac_guard::collect(network, kept, world).err().into_iter().collect(),
             Self::SpoofGuard(_) => spoof_guard::collect(network, kept, world).err().into_iter().collect(),
-            // A lease is collected by itself. Links go with the pods, and what is shared stays.
+            Self::Veth(_) => veth::collect(network, kept, world),
+            // A lease is collected by itself, and what is shared stays.
             Self::Lease(_)
             | Self::Bridge(_)
             | Self::VlanGateway(_)
             | Self::Gateway(_)
             | Self::Forwarding(_)
-            | Self::Veth(_)
             | Self::ForeignVeth(_)
             | Self::PortVlans(_)
             | Self::ReservedFrames(_)

@@ -4,7 +4,7 @@ use anyhow::bail;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Ensured, Finding, World};
+use super::{Ensured, Finding, Kept, World};
 use crate::net::rtnl::link::{self, Link, Port, VethPair};
 use crate::net::{Mac, Rtnl, sysctl};
 use crate::spec::digest::sha512_hex;
@@ -230,6 +230,38 @@ impl Veth {
         world.remove_host_link(&found)?;
         Ok(true)
     }
+}
+
+/// Deletes the pairs of attachments to a network that are not kept, of which there is no record: their aliases tell whose
+/// they are. What has got its alias by hand has another name.
+///
+/// An alias that had to be cut tells no network, so such a pair stays for DEL.
+pub(super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Vec<anyhow::Error> {
+    let strays = match strays(network, kept, world) {
+        Ok(strays) => strays,
+        Err(e) => return vec![e],
+    };
+    strays.iter().filter_map(|attachment| Veth::of(attachment).remove(world).err()).collect()
+}
+
+fn strays(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> anyhow::Result<Vec<Attachment>> {
+    let found = world.host()?.veths()?;
+    let mut owners: Vec<Attachment> = found.iter().filter_map(owner).collect();
+    owners.retain(|attachment| attachment.network == network);
+    if !owners.is_empty() {
+        // Asked for after the links were: what a call makes meanwhile belongs to somebody who is kept.
+        let kept = kept()?;
+        owners.retain(|attachment| !kept.contains(attachment));
+    }
+    Ok(owners)
+}
+
+/// Whose a link is, by its alias, if its name is that of the same attachment.
+fn owner(link: &Link) -> Option<Attachment> {
+    let mut parts = link.alias.splitn(3, '/').map(str::to_owned);
+    let attachment =
+        Attachment { network: parts.next()?, container_id: parts.next()?, ifname: parts.next()? };
+    (link.name == host_name(&attachment)).then_some(attachment)
 }
 
 /// The pod's interface of an attachment of which there is no record: one made by another suite, whose host end has

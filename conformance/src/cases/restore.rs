@@ -50,6 +50,7 @@ cases! {
         gc_collects_what_the_reference_left needs [TOOL, Need::Iptables, Need::Reference("bridge")];
         gc_collects_mac_guards_of_nobody needs [TOOL, Need::Nftables];
         gc_collects_spoof_guards_of_nobody needs [TOOL, Need::Nftables];
+        gc_collects_links_of_nobody needs [TOOL];
         gc_with_null_collects_all needs [TOOL, Need::Nftables];
         gc_without_a_list_collects_nothing_that_may_live needs [TOOL, Need::Nftables];
     }
@@ -447,6 +448,18 @@ fn gc_collects_spoof_guards_of_nobody(host: &Sandbox) -> Result<()> {
     let [_, kept, _] = collected(host, &network, only_kept())?;
     lacks("rules", &ruleset(host)?, "net/gone/eth0")?;
     kept.sound(host)
+}
+
+fn gc_collects_links_of_nobody(host: &Sandbox) -> Result<()> {
+    // A link of somebody else's, by its name, whatever it says of itself.
+    host.ip_set("link add mine type veth peer name mine1")?;
+    host.ip_set("link set mine alias net/gone/eth0")?;
+    let network = with(gateway4(), json!({"cniVersion": NEWEST}));
+    let [gone, kept, _] = collected(host, &network, only_kept())?;
+    equal("the pod's link", gone.pod.link("eth0")?.is_none(), true)?;
+    holds(host.link("mine")?.is_some(), "a link of another name is gone")?;
+    kept.sound(host)?;
+    equal("leases", host.leases("net")?, ["10.20.0.3"])
 }
 
 fn gc_with_null_collects_all(host: &Sandbox) -> Result<()> {

@@ -330,6 +330,16 @@ impl Rtnl {
         // Kernels without strict filters list all links.
         Ok(found.iter().map(|body| Link::parse(body)).filter(|l| l.master == Some(master.index)).collect())
     }
+
+    /// All ends of veth pairs.
+    pub fn veths(&mut self) -> Result<Vec<Link>> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
+            .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
+            .build();
+        let found = self.dump("list the links of kind veth", RouteNetlinkMessage::GetLink(message))?;
+        // Kernels without strict filters list all links.
+        Ok(found.iter().map(|body| Link::parse(body)).filter(|l| l.kind == "veth").collect())
+    }
 }
 
 /// The index and the message type of a link event, for waiting until a link is gone or up.
