@@ -158,11 +158,11 @@ bench: ## root: time the plugins against REFERENCE; PODS=40 ROUNDS=2 ONLY=TEXT J
 	    --pods $(PODS) --rounds $(ROUNDS) $(if $(ONLY),--only '$(ONLY)') $(if $(JSON),--json '$(JSON)')
 
 .PHONY: faults
-faults: ## root: faults and kills at every system call of ADD and DEL, and what is left then; only ONLY=TEXT
+faults: ## root: faults and kills at every system call of ADD and DEL, and what is left then; only ONLY=TEXT; COMPARE=yes: of REFERENCE too
 	$(need_root)
 	@$(MAKE) --no-print-directory packages stage
 	cargo run --quiet --release --locked --target $(RUST_TARGET) -p conformance --bin faults -- \
-	    --plugins '$(STAGE)' $(if $(ONLY),--only '$(ONLY)')
+	    --plugins '$(STAGE)' $(if $(ONLY),--only '$(ONLY)') $(if $(COMPARE),--reference '$(REFERENCE)')
 
 # How long the workers of a soak work, all scenarios together.
 SECONDS ?= 110
