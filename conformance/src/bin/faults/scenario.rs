@@ -31,6 +31,7 @@ pub(crate) const ALL: &[Scenario] = &[
     scenario("nftables/ipv4", IPV4, r#"{"ipMasq": true, "ipMasqBackend": "nftables"}"#),
     scenario("nftables/dual", DUAL, r#"{"ipMasq": true, "ipMasqBackend": "nftables"}"#),
     scenario("macspoofchk/ipv4", IPV4, r#"{"macspoofchk": true}"#),
+    scenario("spoofguard/dual", DUAL, r#"{"spoofGuard": true}"#),
     Scenario {
         has_neighbour: true,
         ..scenario(
