@@ -26,23 +26,24 @@ impl Run {
 /// A table of counts.
 pub(crate) fn table(title: &str, runs: &[Run]) -> String {
     let mut text = format!("\n{title}\n");
-    let head = ["points", "tolerated", "refused", "recovered", "broken"];
+    let head = ["points", "missed", "tolerated", "refused", "recovered", "broken"];
     let _ = write!(text, "{:<16} {:<4} {:<20}", "network", "verb", "fault");
     for column in head {
         let _ = write!(text, " {column:>9}");
     }
     text.push('\n');
-    let mut sums = [0; 5];
+    let mut sums = [0; 6];
     for run in runs {
         for fault in Fault::ALL {
             let trials: Vec<&Trial> = run.trials.iter().filter(|trial| trial.fault == fault).collect();
             let count = |kept: Kept| trials.iter().filter(|trial| trial.outcome == Ok(kept)).count();
             let broken = trials.iter().filter(|trial| trial.outcome.is_err()).count();
-            let points = trials.len() - count(Kept::Missed);
-            if points == 0 {
+            if trials.is_empty() {
                 continue;
             }
-            let row = [points, count(Kept::Tolerated), count(Kept::Refused), count(Kept::Recovered), broken];
+            let [missed, tolerated, refused, recovered] =
+                [Kept::Missed, Kept::Tolerated, Kept::Refused, Kept::Recovered].map(count);
+            let row = [trials.len(), missed, tolerated, refused, recovered, broken];
             line(&mut text, run.scenario, run.verb.name(), fault.name(), row);
             for (sum, one) in sums.iter_mut().zip(row) {
                 *sum += one;
@@ -53,7 +54,7 @@ pub(crate) fn table(title: &str, runs: &[Run]) -> String {
     text
 }
 
-fn line(text: &mut String, network: &str, verb: &str, fault: &str, row: [usize; 5]) {
+fn line(text: &mut String, network: &str, verb: &str, fault: &str, row: [usize; 6]) {
     let _ = write!(text, "{network:<16} {verb:<4} {fault:<20}");
     for number in row {
         let _ = write!(text, " {number:>9}");

@@ -115,11 +115,18 @@ impl<'a> Stage<'a> {
 
     /// ADD succeeds, its pod can be reached from the host, and CHECK finds nothing.
     fn works(&self, result: &Value) -> Result<()> {
+        self.can_be_reached(result)?;
+        self.call.check().prev(result).run(self.host)?.silence().context("CHECK")
+    }
+
+    /// The pod answers at all of its addresses. From then on, the host remembers it: neighbours, and where it
+    /// translates addresses, connections.
+    fn can_be_reached(&self, result: &Value) -> Result<()> {
         for ip in result["ips"].as_array().into_iter().flatten() {
             let address = ip["address"].as_str().and_then(|text| text.split('/').next()).unwrap_or_default();
             self.host.ping(address)?;
         }
-        self.call.check().prev(result).run(self.host)?.silence().context("CHECK")
+        Ok(())
     }
 
     fn can_be_added(&self) -> Result<()> {
@@ -174,7 +181,8 @@ pub(crate) fn judge(
     let call = match verb {
         Verb::Add => stage.call.add(),
         Verb::Del => {
-            stage.call.add().run(host)?.result().context("ADD before the DEL")?;
+            let result = stage.call.add().run(host)?.result().context("ADD before the DEL")?;
+            stage.can_be_reached(&result).context("before the DEL")?;
             with_result.clone()
         }
     };
