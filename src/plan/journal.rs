@@ -79,8 +79,5 @@ impl Drop for Journal<'_, '_> {
 
 /// An error with more of them in its details. Its code and message stay those of the first.
 pub fn also(first: anyhow::Error, others: &[String]) -> anyhow::Error {
-    let mut error = CniError::from_chain(&first, Code::Kernel);
-    let parts = Some(error.details.as_str()).filter(|d| !d.is_empty()).into_iter();
-    error.details = parts.chain(others.iter().map(String::as_str)).collect::<Vec<_>>().join("; ");
-    error.into()
+    CniError::from_chain(&first, Code::Kernel).also(others.iter().map(String::as_str)).into()
 }

@@ -85,15 +85,16 @@ pub fn add(
         }
         Err(error) => {
             let (error, is_clean) = journal.roll_back(error);
-            if is_clean {
-                claim.delete()?;
-                return Err(error);
-            }
-            // What could not be undone stays recorded for the DEL that follows, but nobody is to put the rest back.
-            record.result = None;
-            match records.write(&record, &mut claim) {
+            let kept = if is_clean {
+                claim.delete()
+            } else {
+                // What could not be undone stays recorded for the DEL that follows, but nobody is to put the rest back.
+                record.result = None;
+                records.write(&record, &mut claim)
+            };
+            match kept {
                 Ok(()) => Err(error),
-                Err(e) => Err(journal::also(error, &[format!("{e:#}")])),
+                Err(e) => Err(journal::also(error, &[format!("while undoing: {e:#}")])),
             }
         }
     }

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use log::warn;
 use nix::sys::stat::stat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -94,10 +93,13 @@ impl Lease {
             }
             Source::Static => Ok(Static::parse(&request.config, &request.args()?)?.result()),
             Source::Delegated { plugin } => {
-                let answer = delegate(plugin, Command::Add, request).inspect_err(|_| {
-                    // It may have got half-way. What it says to this is not what the caller wants to know.
-                    if let Err(e) = delegate(plugin, Command::Del, request) {
-                        warn!("IPAM plugin {plugin}: DEL after its failed ADD: {e}");
+                let answer = delegate(plugin, Command::Add, request).map_err(|error| {
+                    // It may have got half-way.
+                    match delegate(plugin, Command::Del, request) {
+                        // Where it cannot be executed, it says nothing new.
+                        Err(e) if (e.code, &e.msg) != (error.code, &error.msg) => error
+                            .also([format!("IPAM plugin {plugin}: DEL after its failed ADD: {e}").as_str()]),
+                        _ => error,
                     }
                 })?;
                 let what = format!("result of IPAM plugin {plugin}");

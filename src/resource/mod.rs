@@ -29,10 +29,9 @@ pub mod world;
 
 use std::fmt;
 
-use log::warn;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::Attachment;
+use crate::spec::{Attachment, CniError, Code};
 
 pub use addressing::Addressing;
 pub use announcement::Announcement;
@@ -64,14 +63,17 @@ pub enum Ensured {
     Present,
 }
 
-/// Undoes what a failed attempt at something shared may have made, and gives the outcome back.
+/// Undoes what a failed attempt at something shared may have made, and gives the outcome back; its error comes with
+/// what went wrong while undoing.
 fn or_undo(outcome: anyhow::Result<()>, undo: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    if outcome.is_err()
-        && let Err(e) = undo()
-    {
-        warn!("while undoing: {e:#}");
+    let Err(error) = outcome else { return Ok(()) };
+    match undo() {
+        Ok(()) => Err(error),
+        Err(e) => {
+            let both = CniError::from_chain(&error, Code::Kernel);
+            Err(both.also([format!("while undoing: {e:#}").as_str()]).into())
+        }
     }
-    outcome
 }
 
 /// A difference between what should be and what is.

@@ -74,6 +74,16 @@ impl CniError {
         self
     }
 
+    /// The same error with others in its details, such as what went wrong while undoing what led to it. Code and
+    /// message stay.
+    pub fn also<'a>(mut self, others: impl IntoIterator<Item = &'a str>) -> Self {
+        for other in others {
+            let semicolon = if self.details.is_empty() { "" } else { "; " };
+            self.details = format!("{}{semicolon}{other}", self.details);
+        }
+        self
+    }
+
     /// What an error of any kind is to the caller: the object in it, or else one with its whole chain of causes.
     ///
     /// Context that was added on the way comes first in the message; the object's code and details stay.
@@ -112,6 +122,12 @@ mod tests {
     fn the_object_has_the_fields_of_the_specification() {
         let error = CniError::config("bad").with_details("why");
         assert_eq!(serde_json::to_string(&error).unwrap(), r#"{"code":7,"msg":"bad","details":"why"}"#);
+    }
+
+    #[test]
+    fn others_are_added_to_the_details() {
+        let error = CniError::config("bad").also(["worse"]).also(["and", "worse"]);
+        assert_eq!((error.code, error.msg.as_str(), error.details.as_str()), (7, "bad", "worse; and; worse"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::cases;
 use super::networks::{NEWEST, USUAL, bridge, gateway4};
 use crate::call::Call;
+use crate::case::Need;
 use crate::expect::{at, contains, equal, holds, same_json, text_at};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
@@ -27,6 +28,8 @@ cases! {
         ipam_is_told_to_delete_when_it_failed;
         ipam_is_told_to_delete_when_it_gave_no_address;
         ipam_is_told_to_delete_when_a_later_step_fails;
+        a_failure_while_undoing_is_reported_too needs [Need::Plugin("bridgehead")];
+        a_record_that_cannot_be_deleted_is_reported_too needs [Need::Plugin("bridgehead")];
         an_ipam_result_of_an_older_version_is_converted;
         an_ipam_result_without_version_is_understood;
         what_ipam_says_on_stderr_is_no_answer;
@@ -209,6 +212,37 @@ fn ipam_is_told_to_delete_when_a_later_step_fails(host: &Sandbox) -> Result<()> 
     fake(host, &on_add(&format!("echo '{answer}'")))?;
     fails_cleanly(host, &attachment(host, &pod), &pod, "198.51.100.0")?;
     equal("calls of IPAM", verbs(), ["ADD", "DEL"])
+}
+
+/// What went wrong first gives the error its code and message, and what went wrong while undoing it is in the details.
+fn reports_both(host: &Sandbox, call: &Call, first: &str, then: &str) -> Result<()> {
+    let refusal = call.add().run(host)?.refusal()?;
+    contains("the message", &refusal.msg, first)?;
+    contains("the details", &refusal.details, then)
+}
+
+fn a_failure_while_undoing_is_reported_too(host: &Sandbox) -> Result<()> {
+    const STUBBORN: &str = r#"echo '{"cniVersion":"1.0.0","code":124,"msg":"I let nothing go"}'; exit 1"#;
+    let pod = host.pod("p")?;
+    let on_del = format!("[ $CNI_COMMAND = DEL ] && {{ {STUBBORN}; }}");
+    fake(host, &format!("{on_del}\n{GOOD}"))?;
+    let taken = attachment(host, &pod);
+    pod.run(&["ip", "link", "add", "eth0", "type", "bridge"])?;
+    reports_both(host, &taken, "eth0", "I let nothing go").context("a step after IPAM's")?;
+    fake(host, &format!("{on_del}\necho '{{\"code\":123,\"msg\":\"no luck today\"}}'; exit 1"))?;
+    // Another attachment: of the first, something is left that must go before.
+    let other = taken.ifname("eth1");
+    reports_both(host, &other, "no luck today", "I let nothing go").context("IPAM itself")
+}
+
+fn a_record_that_cannot_be_deleted_is_reported_too(host: &Sandbox) -> Result<()> {
+    let freeze = "mount --bind /run/bridgehead /run/bridgehead && mount -o remount,bind,ro /run/bridgehead";
+    fake(host, &on_add(&format!("{freeze}\necho '{{\"code\":123,\"msg\":\"no luck today\"}}'; exit 1")))?;
+    let pod = host.pod("p")?;
+    let call = attachment(host, &pod);
+    reports_both(host, &call, "no luck today", "Read-only file system")?;
+    host.run(&["umount", "/run/bridgehead"])?;
+    call.del().run(host)?.silence()
 }
 
 fn an_ipam_result_of_an_older_version_is_converted(host: &Sandbox) -> Result<()> {
