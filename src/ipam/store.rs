@@ -88,15 +88,20 @@ impl Store {
         }
     }
 
-    /// The same, but creates the directory if it is not there (mode 0755, parents too, as the reference does).
+    /// The same, but creates the directory if it is not there. Its files are named after addresses of pods, which are
+    /// nobody's business: unlike the reference's, it has the mode 0700. Its parents, which are shared, have 0755.
     pub fn lock_or_create(&self, patience: Duration) -> Result<LockedStore, CniError> {
         let deadline = Instant::now() + patience;
         loop {
             let locked = match Directory::open(&self.path) {
                 Ok(directory) => self.lock_opened(directory, deadline)?,
                 Err(Errno::ENOENT) => {
-                    let created = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.path);
-                    created.map_err(|error| state_error("create", &self.path, errno_of(&error)))?;
+                    let builder = std::fs::DirBuilder::new;
+                    let parent = self.path.parent().unwrap_or(&self.path);
+                    let created = builder().recursive(true).mode(0o755).create(parent);
+                    created
+                        .and_then(|()| builder().recursive(true).mode(0o700).create(&self.path))
+                        .map_err(|error| state_error("create", &self.path, errno_of(&error)))?;
                     None
                 }
                 Err(errno) => return Err(state_error("open", &self.path, errno)),

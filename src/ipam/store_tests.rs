@@ -135,7 +135,7 @@ fn the_directory_is_as_the_reference_leaves_it() {
         (place.read("last_reserved_ip.0"), place.read("last_reserved_ip.1")),
         ("10.0.0.2".into(), "2001:db8::2".into())
     );
-    for (name, mode) in [("10.0.0.2", 0o600), ("last_reserved_ip.0", 0o600), ("lock", 0o750), ("", 0o755)] {
+    for (name, mode) in [("10.0.0.2", 0o600), ("last_reserved_ip.0", 0o600), ("lock", 0o750), ("", 0o700)] {
         assert_eq!(fs::metadata(place.file(name)).unwrap().permissions().mode() & 0o7777, mode, "{name}");
     }
     assert_eq!(fs::metadata(place.file("10.0.0.2")).unwrap().nlink(), 1);

@@ -212,7 +212,13 @@ impl Lease {
                 Static::parse(&request.config, &request.args()?)?;
             }
             Source::Delegated { plugin } => {
-                delegate(plugin, Command::Status, request)?;
+                // Without the plugin, or with one that cannot be executed, no ADD could be served either.
+                delegate(plugin, Command::Status, request).map_err(|error| match error.code {
+                    code if code == Code::Delegate as u32 => {
+                        CniError { code: Code::Unavailable as u32, ..error }
+                    }
+                    _ => error,
+                })?;
             }
         }
         Ok(())

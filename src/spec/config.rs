@@ -157,9 +157,14 @@ impl NetConf {
                 None => {}
                 Some(Value::Null) => return Ok(ValidAttachments::Only(Vec::new())),
                 Some(value) => {
-                    return json::decode(value)
-                        .map(ValidAttachments::Only)
-                        .map_err(|e| CniError::new(Code::Decoding, format!("{key}: {e}")));
+                    let failed = |why: String| CniError::new(Code::Decoding, format!("{key}: {why}"));
+                    let list: Vec<ValidAttachment> =
+                        json::decode(value).map_err(|e| failed(e.to_string()))?;
+                    // Whatever is in no list is removed, so one that names nobody must be a mistake.
+                    if list.iter().any(|it| it.container_id.is_empty() || it.ifname.is_empty()) {
+                        return Err(failed("an entry without containerID or ifname".to_owned()));
+                    }
+                    return Ok(ValidAttachments::Only(list));
                 }
             }
         }
@@ -239,6 +244,10 @@ mod tests {
             panic!("a list was given")
         };
         assert_eq!(list.len(), 1);
+        for nobody in [r#"{"containerID":"","ifname":""}"#, r#"{"containerID":"c","ifname":""}"#] {
+            let text = format!(r#"{{"name":"n","cni.dev/valid-attachments":[{nobody}]}}"#);
+            assert_eq!(parse(&text).unwrap().valid_attachments().unwrap_err().code, 6);
+        }
     }
 
     #[test]

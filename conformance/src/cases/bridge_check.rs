@@ -286,7 +286,7 @@ fn status_says_50_when_a_range_is_exhausted(host: &Sandbox) -> Result<()> {
 fn status_names_an_absent_ipam_plugin(host: &Sandbox) -> Result<()> {
     let pod = host.pod("a")?;
     let call = bridge("a", &pod, json!({"ipam": {"type": "absent"}})).set("cniVersion", json!(NEWEST));
-    contains("the error", &call.status().run(host)?.refusal()?.text(), "absent")
+    contains("the error", &call.status().run(host)?.refused_with(50)?.text(), "absent")
 }
 
 fn status_needs_no_ipam(host: &Sandbox) -> Result<()> {
