@@ -12,7 +12,8 @@ use anyhow::Context;
 
 use super::bridge_use::BridgeUse;
 use crate::net::nft::{self, Nft};
-use crate::net::rtnl::{Address, removal};
+use crate::net::rtnl::Address;
+use crate::net::rtnl::removal::{self, Afterwards};
 use crate::net::{self, Link, Netns, Rtnl, conntrack};
 use crate::spec::{CniError, Code, Request};
 
@@ -168,13 +169,19 @@ impl World<'_> {
     pub fn remove_host_link(&mut self, link: &Link) -> net::Result<()> {
         self.forget_host_link(&link.name);
         let (nft, mark) = self.lend_nft();
-        let addresses = std::mem::take(&mut self.connections);
-        removal::remove(link, nft, move || {
-            let connection = forget_connections(&addresses);
+        let addresses = &self.connections;
+        let afterwards = removal::remove(link, nft, || {
+            let connection = forget_connections(addresses);
             if nft.is_some() || connection.is_some() {
                 wait_for_deletions(&mark);
             }
-        })
+        })?;
+        // Without a child this call does it in the end.
+        if afterwards == Afterwards::ByChild {
+            self.child_has_nft = nft.is_some();
+            self.connections.clear();
+        }
+        Ok(())
     }
 
     /// Has the kernel forget the connections of addresses, some time after their pod's link is gone, in the child that
@@ -191,14 +198,15 @@ impl World<'_> {
                 wait_for_deletions(&mark);
             }
         };
-        Ok(self.pod()?.visit(|| removal::remove(link, nft, wait))??)
+        let afterwards = self.pod()?.visit(|| removal::remove(link, nft, wait))??;
+        self.child_has_nft |= nft.is_some() && afterwards == Afterwards::ByChild;
+        Ok(())
     }
 
     /// What a child is to keep and to wait for, so that nobody waits for the connection to nf_tables to be closed; see
     /// [`Nft::close_later`].
-    fn lend_nft(&mut self) -> (Option<RawFd>, PathBuf) {
+    fn lend_nft(&self) -> (Option<RawFd>, PathBuf) {
         let nft = self.nft.as_ref().map(|nft| nft.as_fd().as_raw_fd());
-        self.child_has_nft = nft.is_some();
         (nft, self.deletion_mark())
     }
 

@@ -25,8 +25,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Deletes a link of the thread's namespace and returns as soon as it is gone. One that is not there is fine.
 ///
-/// The child does not end before `afterwards` has; it keeps the descriptor `keep` as long.
-pub fn remove(link: &Link, keep: Option<RawFd>, afterwards: impl FnOnce()) -> Result<()> {
+/// The child does not end before `afterwards` has; it keeps the descriptor `keep` as long. The answer tells whether there
+/// is such a child.
+pub fn remove(link: &Link, keep: Option<RawFd>, afterwards: impl FnOnce()) -> Result<Afterwards> {
     let deed = || format!("delete link {}", link.name);
     let failed = |e: Errno| Error::new(deed(), e);
     let mut events = Socket::open(NETLINK_ROUTE)?;
@@ -44,9 +45,18 @@ pub fn remove(link: &Link, keep: Option<RawFd>, afterwards: impl FnOnce()) -> Re
     });
     drop(report);
     if started.is_err() {
-        return remove_in_person(link);
+        return remove_in_person(link).map(|()| Afterwards::Undone);
     }
     wait_until_gone(link, &mut events, &outcome)
+}
+
+/// Who does what is to be done after a link is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// A child that goes on.
+    ByChild,
+    /// Nobody yet: no child could be made, or it has died.
+    Undone,
 }
 
 /// Deletes a link and waits for all that the kernel does after it: where there is no child to wait.
@@ -58,7 +68,7 @@ fn remove_in_person(link: &Link) -> Result<()> {
 }
 
 /// `outcome` is the pipe to which the child writes the errno of its request, 0 if it succeeded.
-fn wait_until_gone(link: &Link, events: &mut Socket, outcome: &OwnedFd) -> Result<()> {
+fn wait_until_gone(link: &Link, events: &mut Socket, outcome: &OwnedFd) -> Result<Afterwards> {
     let deed = || format!("delete link {}", link.name);
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -78,13 +88,13 @@ fn wait_until_gone(link: &Link, events: &mut Socket, outcome: &OwnedFd) -> Resul
                     let gone =
                         |(kind, body): &(u16, Vec<u8>)| event(*kind, body) == Some((Event::Gone, link.index));
                     if found.iter().flatten().any(gone) {
-                        return Ok(());
+                        return Ok(Afterwards::ByChild);
                     }
                 }
                 // Events were lost in a flood of them: look for the link itself, which waits for RTNL but is sure.
                 Err(e) if e.errno == Errno::ENOBUFS => {
                     if Rtnl::open()?.link_by_index(link.index)?.is_none() {
-                        return Ok(());
+                        return Ok(Afterwards::ByChild);
                     }
                 }
                 Err(e) => return Err(e),
@@ -93,10 +103,10 @@ fn wait_until_gone(link: &Link, events: &mut Socket, outcome: &OwnedFd) -> Resul
             let mut errno = [0; 4];
             return match (uninterrupted(|| read(outcome, &mut errno)), i32::from_ne_bytes(errno)) {
                 // The link is gone, whatever became of the event.
-                (Ok(4), 0 | nix::libc::ENODEV) => Ok(()),
+                (Ok(4), 0 | nix::libc::ENODEV) => Ok(Afterwards::ByChild),
                 (Ok(4), errno) => Err(Error::new(deed(), Errno::from_raw(errno))),
                 // The child has died over it, and nobody knows how far it came.
-                _ => remove_in_person(link),
+                _ => remove_in_person(link).map(|()| Afterwards::Undone),
             };
         }
     }
