@@ -3,9 +3,9 @@
 use crate::plugins::{PluginType, bridge, ipam, loopback};
 
 /// The plugin types, by name.
-pub const PLUGINS: [&PluginType; 4] = [&bridge::TYPE, &ipam::HOST_LOCAL, &loopback::TYPE, &ipam::STATIC];
+pub const PLUGINS: &[&PluginType] = &[&bridge::TYPE, &ipam::HOST_LOCAL, &loopback::TYPE, &ipam::STATIC];
 
 /// The plugin type of a name.
 pub fn find(name: &str) -> Option<&'static PluginType> {
-    PLUGINS.into_iter().find(|plugin| plugin.name == name)
+    PLUGINS.iter().copied().find(|plugin| plugin.name == name)
 }

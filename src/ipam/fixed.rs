@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::range::too_many_addresses;
 use crate::spec::result::{Dns, IpConfig, Route};
 use crate::spec::version::Family;
-use crate::spec::{Args, CniError, CniResult, Code, NetConf, Prefix};
+use crate::spec::{Args, CniError, CniResult, Code, NetConf, Prefix, json};
 
 /// What the configuration and its caller ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,11 @@ struct Ips {
 }
 
 impl Static {
+    /// The keys of `ipam`.
+    pub fn keys() -> &'static [&'static str] {
+        json::keys_of::<IpamConf>()
+    }
+
     /// Reads a configuration for ADD or CHECK; DEL has nothing to do and must not fail over it.
     ///
     /// `IP` of `CNI_ARGS` adds to the configured addresses, with the `GATEWAY` that lies in its network;

@@ -96,6 +96,11 @@ pub fn data_dir_of(conf: &NetConf) -> PathBuf {
 }
 
 impl HostLocal {
+    /// The keys of `ipam`.
+    pub fn keys() -> &'static [&'static str] {
+        json::keys_of::<IpamConf>()
+    }
+
     /// Reads a configuration for ADD, CHECK or STATUS; DEL and GC need [`data_dir_of`] only.
     ///
     /// Range sets are numbered in this order: `runtimeConfig.ipRanges`, the range that stands in `ipam` itself (the

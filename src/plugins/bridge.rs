@@ -15,13 +15,14 @@ use crate::resource::addressing::decide_next_hops;
 use crate::resource::masquerade::Backend;
 use crate::resource::{self, Lease, Resource, World, veth, vlan_gateway};
 use crate::spec::result::{Interface, Route};
-use crate::spec::{Attachment, CniError, CniResult, Prefix, Request, Version, version};
+use crate::spec::{Attachment, CniError, CniResult, Prefix, Request, Version, json, version};
 use conf::{Bridge, Mtu};
 
 /// The plugin type.
 pub const TYPE: PluginType = PluginType {
     name: "bridge",
     versions: &version::ALL,
+    keys: json::keys_of::<conf::Conf>,
     parse: |request| Ok(Box::new(Bridge::parse(request)?)),
     leftovers,
     lease: Lease::wanted_by,

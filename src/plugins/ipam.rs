@@ -3,6 +3,7 @@
 //! the work is that of [`Lease`]. Their keys: [`crate::ipam::host_local`], [`crate::ipam::fixed`].
 
 use super::PluginType;
+use crate::ipam::{HostLocal, Static};
 use crate::plan::{Plan, Plugin, reclaim};
 use crate::resource::{Lease, Resource, World};
 use crate::spec::{CniError, CniResult, version};
@@ -11,6 +12,7 @@ use crate::spec::{CniError, CniResult, version};
 pub const HOST_LOCAL: PluginType = PluginType {
     name: "host-local",
     versions: &version::ALL,
+    keys: HostLocal::keys,
     parse: |request| parse(Lease::host_local(request)),
     leftovers: |request| vec![Resource::Lease(Lease::host_local(request))],
     status: |request, world| status(&Lease::host_local(request), world),
@@ -21,6 +23,7 @@ pub const HOST_LOCAL: PluginType = PluginType {
 pub const STATIC: PluginType = PluginType {
     name: "static",
     versions: &version::ALL,
+    keys: Static::keys,
     parse: |request| parse(Lease::fixed(request)),
     leftovers: |_| Vec::new(),
     status: |request, world| status(&Lease::fixed(request), world),

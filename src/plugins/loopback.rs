@@ -15,6 +15,7 @@ use crate::spec::{CniError, CniResult, Code, Prefix, Request, version};
 pub const TYPE: PluginType = PluginType {
     name: "loopback",
     versions: &version::ALL,
+    keys: || &[],
     parse,
     leftovers,
     status: |_, _| Ok(()),

@@ -15,6 +15,8 @@ pub struct PluginType {
     pub name: &'static str,
     /// The versions of the specification that it speaks.
     pub versions: &'static [Version],
+    /// The keys of its configuration; for an IPAM, of the object under `ipam`. Its page in `docs/` has the same.
+    pub keys: fn() -> &'static [&'static str],
     /// Reads a configuration; finds what is wrong with it before anything is touched.
     pub parse: fn(&Request) -> Result<Box<dyn Plugin>, CniError>,
     /// What an attachment without a record may have left, in the order in which it was made. Must not depend on a

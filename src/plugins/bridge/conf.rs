@@ -20,7 +20,7 @@ const VLAN_MAX: i64 = 4094;
 /// The keys, as they were written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Conf {
+pub(super) struct Conf {
     bridge: String,
     is_gateway: bool,
     is_default_gateway: bool,
