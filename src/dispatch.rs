@@ -141,7 +141,15 @@ impl Verb<'_> {
     }
 
     fn status(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        (self.plugin.status)(self.request, world)
+        let outcome = (self.plugin.status)(self.request, world);
+        let is_only_unavailable = |error: &anyhow::Error| {
+            error.downcast_ref::<CniError>().is_some_and(|it| it.code == Code::Unavailable as u32)
+        };
+        // That pods suffer is said first, but a configuration that is wrong is about no network.
+        if outcome.as_ref().err().is_none_or(is_only_unavailable) {
+            plan::restore::look_for_losses(self.records, &self.request.config.name, &world.state)?;
+        }
+        outcome
     }
 }
 

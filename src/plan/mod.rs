@@ -49,6 +49,9 @@ pub trait Plugin {
 ///
 /// An attachment that is there already, in the same namespace and with all in place, is answered as before. If
 /// something of it is missing, the remains are removed and it starts anew.
+///
+/// If it turns out that somebody flushed what all attachments share, what the others have lost is put back too, once
+/// the caller knows of this one.
 pub fn add(
     plugin: &dyn Plugin,
     records: &Records,
@@ -81,6 +84,11 @@ pub fn add(
     match outcome.and_then(|result| tell(&result)) {
         Ok(()) => {
             journal.commit();
+            if world.has_begun_anew() {
+                // Its own record may not be held any more by who looks at all.
+                drop(claim);
+                restore::restore_others(&world.request.attachment, &world.state);
+            }
             Ok(())
         }
         Err(error) => {

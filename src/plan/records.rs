@@ -8,36 +8,33 @@
 //! Who works on an attachment has a lock on its record's file, from before its first change to after its last. So a
 //! GC or a restore beside it neither removes what an ADD has just made nor puts back what a DEL has just removed.
 
+mod found;
+mod place;
+
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use log::{debug, warn};
-use nix::libc;
+use log::warn;
 
 use super::record::Record;
 use crate::resource::FileLock;
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, CniError, Code};
+use found::{Found, close_to_others, find, names_in, remove_whatever, state_error, write_private};
+pub use place::Place;
 
 /// Longest name that a file may have (`NAME_MAX` of linux/limits.h).
 const NAME_MAX: usize = 255;
-
-/// Most bytes that are read of a record. Those of real attachments have a few thousand.
-const MAX_BYTES: u64 = 4 << 20;
 
 /// Longest wait for another call about the same attachment. Runtimes make none at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Ending of the name under which a record is written aside.
 const DRAFT: &str = ":new";
-
-/// After this time a draft that nobody holds is one that nobody will finish.
-const ABANDONED: Duration = Duration::from_secs(60);
 
 /// The directory of all records, in the state directory.
 const ATTACHMENTS: &str = "attachments";
@@ -72,28 +69,6 @@ impl Resting {
             (Some(path), Ok(inode)) => self.0.contains(&(path.clone(), inode)),
             _ => false,
         }
-    }
-}
-
-/// What was found where a record may be.
-enum Found {
-    Nothing,
-    /// Something that is no file, or not ours, and means nothing.
-    Alien,
-    /// Another call holds it.
-    Busy,
-    File(LockedFile),
-}
-
-/// A file that nobody else works on.
-struct LockedFile {
-    lock: FileLock,
-    metadata: fs::Metadata,
-}
-
-impl LockedFile {
-    fn read(&self, path: &Path) -> anyhow::Result<Option<Record>> {
-        read(path, self.lock.file(), &self.metadata)
     }
 }
 
@@ -254,6 +229,16 @@ impl Records {
         Ok(resting)
     }
 
+    /// A few attachments to a network that no call works on, nor will as long as these live; whichever they are, and
+    /// those only whose records can be read. Changes nothing.
+    pub fn some_at_rest(&self, network: &str, few: usize) -> Vec<Claim> {
+        let directory = self.state.join(ATTACHMENTS).join(&self.plugin_type).join(network);
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let places = entries.map(|entry| Place { path: entry.path() }).filter(|place| !place.is_draft());
+        let shared = places.filter_map(|place| place.share().ok().flatten());
+        shared.filter(|claim| claim.record.is_some()).take(few).collect()
+    }
+
     /// The attachments to a network that have a record, without holding any.
     pub fn attachments(&self, network: &str) -> anyhow::Result<Vec<Attachment>> {
         let mut attachments = Vec::new();
@@ -269,74 +254,6 @@ impl Records {
         let mut names = names_in(&directory)?;
         names.sort();
         Ok(names.into_iter().map(|name| Place { path: directory.join(name) }).collect())
-    }
-}
-
-/// Where a record is, or was a moment ago, or something else is.
-#[derive(Clone, Debug)]
-pub struct Place {
-    path: PathBuf,
-}
-
-impl Place {
-    /// The path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether a record of this attachment would be here.
-    pub fn is_of(&self, attachment: &Attachment) -> bool {
-        self.path.file_name() == Some(file_name(attachment).as_ref())
-    }
-
-    /// Whether this is a record that an ADD writes aside.
-    pub fn is_draft(&self) -> bool {
-        self.path.file_name().is_some_and(is_draft)
-    }
-
-    /// Whether this is a draft whose writer is gone. What it says has not begun.
-    pub fn is_abandoned_draft(&self) -> bool {
-        let age = fs::symlink_metadata(&self.path).and_then(|it| it.modified()).map(|time| time.elapsed());
-        self.is_draft() && matches!(age, Ok(Ok(age)) if age > ABANDONED)
-    }
-
-    /// The record that is here, whoever works on it; `None` also for one that is under another's name.
-    fn read(&self) -> anyhow::Result<Option<Record>> {
-        let file = match open(&self.path) {
-            Ok(Some(file)) => file,
-            Ok(None) => return Ok(None),
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(state_error("open", &self.path, &e).into()),
-        };
-        let metadata = file.metadata().map_err(|e| state_error("look at", &self.path, &e))?;
-        let record = if is_ours(&metadata) { read(&self.path, &file, &metadata)? } else { None };
-        Ok(record.filter(|record| self.is_of(&record.attachment)))
-    }
-
-    /// Claims what is here, unless another call works on it or it is gone.
-    pub fn try_to_claim(&self) -> anyhow::Result<Option<Claim>> {
-        self.claim_as(find(&self.path, None)?, None)
-    }
-
-    /// Claims what is here, and waits for a call that works on it. `None` if it is gone then.
-    ///
-    /// Errors: as for [`Records::claim`].
-    pub fn claim(&self) -> anyhow::Result<Option<Claim>> {
-        self.claim_as(find(&self.path, Some(PATIENCE))?, None)
-    }
-
-    fn claim_as(&self, found: Found, nothing: Option<Claim>) -> anyhow::Result<Option<Claim>> {
-        let path = Some(self.path.clone());
-        Ok(match found {
-            Found::Nothing => nothing,
-            Found::Busy => None,
-            Found::Alien => Some(Claim { path, ..Claim::none() }),
-            Found::File(file) => {
-                // One under another's name says nothing of whose name it is under.
-                let record = file.read(&self.path)?.filter(|record| self.is_of(&record.attachment));
-                Some(Claim { record, path, lock: Some(file.lock) })
-            }
-        })
     }
 }
 
@@ -375,121 +292,4 @@ fn draft_of(path: &Path) -> PathBuf {
 
 fn is_draft(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().ends_with(DRAFT.as_bytes())
-}
-
-/// The names in a directory; none where it is not there, or something else is.
-fn names_in(directory: &Path) -> anyhow::Result<Vec<OsString>> {
-    let list = || -> io::Result<Vec<OsString>> {
-        if !fs::symlink_metadata(directory)?.is_dir() {
-            return Ok(Vec::new());
-        }
-        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
-    };
-    match list() {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        outcome => outcome.map_err(|e| state_error("list", directory, &e).into()),
-    }
-}
-
-/// Opens a file, never through a symbolic link and never waiting for the other end of a FIFO; `None` for a link.
-fn open(path: &Path) -> io::Result<Option<File>> {
-    let mut options = fs::OpenOptions::new();
-    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
-    match options.open(path) {
-        // A symbolic link; a socket.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => Ok(None),
-        outcome => outcome.map(Some),
-    }
-}
-
-/// Opens and locks what is at a path. Without patience, whoever holds it is not waited for.
-fn find(path: &Path, patience: Option<Duration>) -> anyhow::Result<Found> {
-    let alien = || {
-        warn!("{} is no file of ours and so no attachment's record", path.display());
-        Ok(Found::Alien)
-    };
-    loop {
-        let file = match open(path) {
-            Ok(Some(file)) => file,
-            Ok(None) => return alien(),
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
-            Err(e) => return Err(state_error("open", path, &e).into()),
-        };
-        let lock = match patience {
-            Some(patience) => Some(FileLock::take(file, path, patience)?),
-            None => FileLock::take_now(file).map_err(|e| state_error("lock", path, &e))?,
-        };
-        let Some(lock) = lock else { return Ok(Found::Busy) };
-        let metadata = lock.file().metadata().map_err(|e| state_error("look at", path, &e))?;
-        if !is_ours(&metadata) {
-            return alien();
-        }
-        // Who held it before may have replaced or deleted it.
-        if metadata.nlink() > 0 {
-            close_to_others(path, &metadata);
-            return Ok(Found::File(LockedFile { lock, metadata }));
-        }
-    }
-}
-
-/// Whether this is a file, and nobody else's.
-fn is_ours(metadata: &fs::Metadata) -> bool {
-    metadata.is_file() && metadata.uid() == nix::unistd::geteuid().as_raw()
-}
-
-/// The record in a file; `None` where it has none.
-fn read(path: &Path, file: &File, metadata: &fs::Metadata) -> anyhow::Result<Option<Record>> {
-    let mut bytes =
-        Vec::with_capacity(usize::try_from(metadata.len().min(MAX_BYTES)).unwrap_or_default() + 1);
-    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(|e| state_error("read", path, &e))?;
-    match serde_json::from_slice(&bytes) {
-        Ok(record) => Ok(Some(record)),
-        Err(e) => {
-            warn!("{} is no attachment's record and is passed over: {e}", path.display());
-            Ok(None)
-        }
-    }
-}
-
-/// Writes a file that is not there yet, in place of whatever is.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let mut file = match options.open(path) {
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            remove_whatever(path)?;
-            options.open(path)?
-        }
-        outcome => outcome?,
-    };
-    file.write_all(bytes)?;
-    Ok(file)
-}
-
-/// Removes a file, a symbolic link itself, or a directory with all that is in it; nothing there is fine.
-fn remove_whatever(path: &Path) -> io::Result<()> {
-    let removed = match fs::remove_file(path) {
-        Err(e) if e.kind() == ErrorKind::IsADirectory => fs::remove_dir_all(path),
-        outcome => outcome,
-    };
-    match removed {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        outcome => outcome,
-    }
-}
-
-/// Takes away what a mode allows others than root. It tells them addresses of pods, and an earlier version may have
-/// run with another mask.
-fn close_to_others(path: &Path, found: &fs::Metadata) {
-    let mode = found.permissions().mode();
-    if mode & 0o077 == 0 {
-        return;
-    }
-    if let Err(e) = fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700)) {
-        debug!("{} is open to others, and stays so: {e}", path.display());
-    }
-}
-
-fn state_error(verb: &str, path: &Path, error: &io::Error) -> CniError {
-    CniError::new(Code::State, format!("cannot {verb} {}: {error}", path.display()))
 }

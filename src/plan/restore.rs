@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use anyhow::Context;
+use log::{info, warn};
 use serde_json::json;
 
 use super::record::Record;
-use super::records::{Place, Records};
+use super::records::{Claim, Place, Records};
 use crate::resource::{Restored, World};
 use crate::spec::request::Environment;
-use crate::spec::{Attachment, Command, Request, version};
+use crate::spec::{Attachment, CniError, Code, Command, Request, version};
 
 /// What came of an attachment.
 #[derive(Debug)]
@@ -28,15 +29,42 @@ pub struct Outcome {
 ///
 /// Each is held while it is looked at: what its DEL has removed, or is about to remove, is not made again.
 pub fn restore(state: &Path, network: Option<&str>, mut tell: impl FnMut(&Outcome)) -> Vec<anyhow::Error> {
-    let mut errors = Vec::new();
-    let mut collected = |outcome: anyhow::Result<Vec<Place>>| match outcome {
-        Ok(places) => places,
-        Err(e) => {
-            errors.push(e);
-            Vec::new()
+    let (places, mut errors) = places(state, network);
+    for place in &places {
+        let outcome = place.claim().and_then(|claim| claim.map_or(Ok(None), |it| restore_one(&it, state)));
+        match outcome {
+            Ok(Some(outcome)) => tell(&outcome),
+            Ok(None) => {}
+            Err(e) => errors.push(e.context(place.path().display().to_string())),
         }
-    };
-    let mut places = Vec::new();
+    }
+    errors
+}
+
+/// The same of all but one attachment, for an ADD that has succeeded: it is told by the log, and who is worked on by
+/// another call is passed over, since that one may wait for this.
+pub fn restore_others(than: &Attachment, state: &Path) {
+    let (places, errors) = places(state, None);
+    errors.iter().for_each(|error| warn!("{error:#}"));
+    for place in places.iter().filter(|place| !place.is_of_network(&than.network) || !place.is_of(than)) {
+        let outcome =
+            place.try_to_claim().and_then(|claim| claim.map_or(Ok(None), |it| restore_one(&it, state)));
+        match outcome {
+            Ok(Some(Outcome { attachment, restored, errors })) => {
+                for Restored { what, .. } in &restored {
+                    info!("{attachment}: put back {what}, which was flushed");
+                }
+                errors.iter().for_each(|error| warn!("{attachment}: {error:#}"));
+            }
+            Ok(None) => {}
+            Err(e) => warn!("{}: {e:#}", place.path().display()),
+        }
+    }
+}
+
+/// The places of all records, or those of one network; and what could not be listed.
+fn places(state: &Path, network: Option<&str>) -> (Vec<Place>, Vec<anyhow::Error>) {
+    let (mut places, mut errors) = (Vec::new(), Vec::new());
     let all = Records::of_all(state);
     for records in all.as_deref().unwrap_or_default() {
         let networks = match network {
@@ -47,22 +75,17 @@ pub fn restore(state: &Path, network: Option<&str>, mut tell: impl FnMut(&Outcom
             let places = networks.iter().map(|network| records.places(network));
             Ok(places.collect::<anyhow::Result<Vec<_>>>()?.concat())
         });
-        places.extend(collected(of_type));
-    }
-    errors.extend(all.err());
-    for place in places.iter().filter(|place| !place.is_draft()) {
-        match restore_one(place, state) {
-            Ok(Some(outcome)) => tell(&outcome),
-            Ok(None) => {}
-            Err(e) => errors.push(e.context(place.path().display().to_string())),
+        match of_type {
+            Ok(found) => places.extend(found.into_iter().filter(|place| !place.is_draft())),
+            Err(e) => errors.push(e),
         }
     }
-    errors
+    errors.extend(all.err());
+    (places, errors)
 }
 
 /// `None` where there is nothing that could be lost.
-fn restore_one(place: &Place, state: &Path) -> anyhow::Result<Option<Outcome>> {
-    let Some(claim) = place.claim()? else { return Ok(None) };
+fn restore_one(claim: &Claim, state: &Path) -> anyhow::Result<Option<Outcome>> {
     // Without a result, its ADD has not come so far, or came to nothing.
     let Some(record) = claim.record.as_ref().filter(|it| it.result.is_some() && !it.is_provably_dead())
     else {
@@ -88,6 +111,30 @@ fn restore_one(place: &Place, state: &Path) -> anyhow::Result<Option<Outcome>> {
     }
     let outcome = Outcome { attachment: record.attachment.clone(), restored, errors };
     Ok(is_concerned.then_some(outcome))
+}
+
+/// How many attachments are looked at to learn whether any have lost something. A flush takes from all.
+const FEW: usize = 2;
+
+/// The error of code 51 if attachments to a network have lost what a flush of the tables takes away, judged by a few
+/// of them: it costs the same however many there are. Those that a call works on are not looked at.
+pub fn look_for_losses(records: &Records, network: &str, state: &Path) -> anyhow::Result<()> {
+    for claim in records.some_at_rest(network, FEW) {
+        let Some(record) = &claim.record else { continue };
+        if record.result.is_none() || record.is_provably_dead() {
+            continue;
+        }
+        let request = request_of(record)?;
+        let mut world = World::new(&request, state.to_owned());
+        for resource in record.resources.iter().filter(|resource| resource.volatile().is_some()) {
+            if let Some(lost) = resource.observe(&mut world)?.first() {
+                let msg = format!("pods suffer, among them {}: {lost}", record.attachment);
+                let advice = "\"bridgehead restore\" puts back what was flushed";
+                return Err(CniError::new(Code::Degraded, msg).with_details(advice).into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The request that an attachment could be asked about with; there is no caller who has made one.

@@ -25,6 +25,11 @@ impl FileLock {
         Ok(Held::try_take(file, Mode::Exclusive)?.map(Self))
     }
 
+    /// Shares the lock with others who only read, if nobody has it for himself; `None` if somebody does.
+    pub fn share_now(file: File) -> io::Result<Option<Self>> {
+        Ok(Held::try_take(file, Mode::Shared)?.map(Self))
+    }
+
     /// The file.
     pub fn file(&self) -> &File {
         self.0.file()

@@ -22,8 +22,8 @@ use super::owner::{Owner, strays};
 use super::{Ensured, Finding, Kept, World};
 use crate::net::nft::expr::{self, MetaKey, Register};
 use crate::net::nft::{
-    Base, Carries, Chain, Element, Expr, Family, Hook, KeyType, Kind, Nft, Set, Table, Transaction, Verdict,
-    repeat_if_overtaken, set,
+    Base, Carries, Chain, Element, Expr, Family, Hook, KeyType, Kind, Nft, Rule, Set, Table, Transaction,
+    Verdict, repeat_if_overtaken, set,
 };
 use crate::net::{self, Mac};
 use crate::spec::Attachment;
@@ -40,6 +40,7 @@ const GUARDED: Set<'static> = Set {
 };
 const PORTS: Set<'static> =
     Set { table: TABLE, name: "guarded_ports", key: &[KeyType::Ifname], carries: Carries::Nothing };
+const SETS: [Set<'static>; 2] = [GUARDED, PORTS];
 
 /// The base chain in which the reference plugins have a rule per pod.
 const FOREIGN: Chain<'static> = Table::new(Family::Bridge, "nat").chain("PREROUTING");
@@ -106,8 +107,11 @@ impl MacGuard {
             let mut transaction = Transaction::new();
             // The rules are two, however many pods there are. Somebody may have flushed the chain.
             let found = nft.rules(CHAIN)?;
-            if !rules().iter().all(|wanted| found.iter().any(|rule| rule.consists_of(wanted))) {
+            if !is_as_made(&found) {
                 add_skeleton(&mut transaction);
+            }
+            if found.is_empty() {
+                transaction.begin_anew();
             }
             for (set, wanted) in self.elements() {
                 match nft.element(set, &wanted.key)? {
@@ -128,8 +132,12 @@ impl MacGuard {
     fn observe_with(&self, nft: &mut Nft) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         let rules = nft.rules(CHAIN)?;
+        let is_missing = |set: Set| !rules.iter().any(|rule| rule.looks_up(set.name));
+        if !is_as_made(&rules) && !SETS.into_iter().any(is_missing) {
+            findings.push(Finding::spoiled(CHAIN.to_string()));
+        }
         for (set, wanted) in self.elements() {
-            if !rules.iter().any(|rule| rule.looks_up(set.name)) {
+            if is_missing(set) {
                 findings.push(Finding::missing(format!("rule for {set} in {CHAIN}")));
             }
             let object = || format!("element of {} in {set}", self.host_ifname);
@@ -169,7 +177,7 @@ pub(super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> 
 
 fn collect_with(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> Result<()> {
     let mut found = Vec::new();
-    for set in [GUARDED, PORTS] {
+    for set in SETS {
         for element in nft.elements(set)? {
             let owner = element.comment.clone().map(Owner::from_comment).filter(|owner| owner.is_on(network));
             found.extend(owner.map(|owner| (set, owner, element.key)));
@@ -190,6 +198,12 @@ fn collect_with(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Whether these are the rules, and no others.
+fn is_as_made(found: &[Rule]) -> bool {
+    let wanted = rules();
+    found.len() == wanted.len() && found.iter().zip(&wanted).all(|(found, wanted)| found.consists_of(wanted))
 }
 
 /// Everything but elements. Written so that it does not matter if somebody else makes it at the same time.

@@ -90,6 +90,8 @@ pub struct Finding {
 pub enum Drift {
     /// It is not there.
     Missing,
+    /// It is shared by attachments, and is not as this program makes it.
+    Spoiled,
     /// Somebody else looked and says so, in a sentence that names the object.
     Told,
     /// It is otherwise.
@@ -102,14 +104,19 @@ pub enum Drift {
 }
 
 impl Finding {
-    /// Whether the object is not there at all.
-    pub fn is_missing(&self) -> bool {
-        self.drift == Drift::Missing
-    }
-
     /// An object that is not there.
     pub fn missing(object: impl Into<String>) -> Self {
         Self { object: object.into(), drift: Drift::Missing }
+    }
+
+    /// An object that all attachments share, and that somebody changed.
+    pub fn spoiled(object: impl Into<String>) -> Self {
+        Self { object: object.into(), drift: Drift::Spoiled }
+    }
+
+    /// Whether it says that somebody else has what the attachment should have.
+    fn is_taken(&self) -> bool {
+        matches!(self.drift, Drift::Differs { .. } | Drift::Told)
     }
 
     /// What somebody else found, in his words.
@@ -128,6 +135,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.drift {
             Drift::Missing => write!(f, "{} is missing", self.object),
+            Drift::Spoiled => write!(f, "{} was changed by somebody", self.object),
             Drift::Told => f.write_str(&self.object),
             Drift::Differs { want, have } => write!(f, "{} should be {want} and is {have}", self.object),
         }
@@ -263,17 +271,17 @@ impl Resource {
         }
     }
 
-    /// Puts it back if it is what something else than a call of this program takes away from pods that live: a flush
-    /// of the tables, a restart of the firewall, `sysctl --system`. Tells what was lost; only `restore` asks.
+    /// What it is in a word, if it is what something else than a call of this program takes away from pods that live: a
+    /// flush of the tables, a restart of the firewall, `sysctl --system`.
     ///
     /// What is kept in links, in the pod or on disk stays as long as these do.
-    pub fn restore(&self, world: &mut World<'_>) -> anyhow::Result<Option<Restored>> {
-        let what = match self {
-            Self::Forwarding(Forwarding::Ipv4) => "IPv4 forwarding",
-            Self::Forwarding(Forwarding::Ipv6) => "IPv6 forwarding",
-            Self::MacGuard(_) => "MAC guard",
-            Self::SpoofGuard(_) => "spoof guard",
-            Self::Masquerade(_) => "masquerade",
+    pub fn volatile(&self) -> Option<&'static str> {
+        match self {
+            Self::Forwarding(Forwarding::Ipv4) => Some("IPv4 forwarding"),
+            Self::Forwarding(Forwarding::Ipv6) => Some("IPv6 forwarding"),
+            Self::MacGuard(_) => Some("MAC guard"),
+            Self::SpoofGuard(_) => Some("spoof guard"),
+            Self::Masquerade(_) => Some("masquerade"),
             Self::Lease(_)
             | Self::Bridge(_)
             | Self::VlanGateway(_)
@@ -289,13 +297,17 @@ impl Resource {
             | Self::Connections(_)
             | Self::Announcement(_)
             | Self::ForeignMasquerade(_)
-            | Self::Loopback(_) => return Ok(None),
-        };
+            | Self::Loopback(_) => None,
+        }
+    }
+
+    /// Puts it back if it is [volatile](Self::volatile). Tells what was lost; only `restore` asks.
+    pub fn restore(&self, world: &mut World<'_>) -> anyhow::Result<Option<Restored>> {
+        let Some(what) = self.volatile() else { return Ok(None) };
         let lost = self.observe(world)?;
         if !lost.is_empty() {
             // What somebody else has by now is not taken away again.
-            if let Some(taken) = lost.iter().find(|it| self.scope() == Scope::Attachment && !it.is_missing())
-            {
+            if let Some(taken) = lost.iter().find(|it| self.scope() == Scope::Attachment && it.is_taken()) {
                 anyhow::bail!("{what}: {taken}, and is left alone");
             }
             self.ensure(world)?;

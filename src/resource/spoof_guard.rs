@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::owner::{Owner, strays};
-use super::{Ensured, Finding, Kept, World};
+use super::{Drift, Ensured, Finding, Kept, World};
 use crate::net::nft::{Element, Nft, Set, Transaction, repeat_if_overtaken, set};
 use crate::net::{self, Mac};
 use crate::spec::{Attachment, CniError, Code};
@@ -115,8 +115,12 @@ impl SpoofGuard {
     fn ensure_with(&self, nft: &mut Nft) -> net::Result<Ensured> {
         repeat_if_overtaken(|| {
             let mut transaction = Transaction::new();
-            if !drifted(nft)?.is_empty() {
+            let drift = drifted(nft)?;
+            if !drift.is_empty() {
                 rules::add_skeleton(&mut transaction, rules::parts());
+            }
+            if drift.len() == rules::parts().len() && drift.iter().all(|it| it.drift == Drift::Missing) {
+                transaction.begin_anew();
             }
             let wanted = self.elements();
             // A pod's elements come and go together, so without this one there is none.
@@ -234,7 +238,7 @@ fn drifted(nft: &mut Nft) -> net::Result<Vec<Finding>> {
         } else if found.len() != part.rules.len()
             || found.iter().zip(&part.rules).any(|(found, wanted)| !found.consists_of(wanted))
         {
-            findings.push(Finding::differs(part.chain.to_string(), "as made", "changed by somebody"));
+            findings.push(Finding::spoiled(part.chain.to_string()));
         }
     }
     Ok(findings)

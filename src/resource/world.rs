@@ -84,6 +84,12 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Whether this call has made the first of what attachments share in nf_tables: either there are no others, or
+    /// somebody flushed theirs.
+    pub fn has_begun_anew(&self) -> bool {
+        self.nft.as_ref().is_some_and(Nft::has_begun_anew)
+    }
+
     /// The host's namespace: the one that this program was started in, and comes back to from a pod's.
     pub fn home(&mut self) -> net::Result<Rc<Netns>> {
         let home = match self.home.take() {

@@ -35,6 +35,7 @@ mod bridge_masquerade;
 mod delegation;
 mod environment;
 mod fixed;
+mod flushed;
 mod forwarding;
 mod host_local_ranges;
 mod host_local_requests;
@@ -93,6 +94,7 @@ pub fn all() -> Vec<Case> {
         bridge_check::CASES,
         bridge_errors::CASES,
         restore::CASES,
+        flushed::CASES,
         records::CASES,
         // Last: while the kernel takes so many links away, it holds up all namespaces.
         bridge_crowd::CASES,

@@ -1,5 +1,5 @@
-//! What is beyond the protocol: rules that somebody flushed, put back by `bridgehead restore` and by the next ADD, and
-//! GC of what nobody remembers.
+//! What is beyond the protocol: rules that somebody flushed, put back by `bridgehead restore`, and GC of what nobody
+//! remembers.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
 
 /// The program that has the verb. The reference has none, and is not judged by it.
-const TOOL: Need = Need::Plugin("bridgehead");
+pub(super) const TOOL: Need = Need::Plugin("bridgehead");
 
 cases! {
     "bridgehead/restore" {
@@ -38,12 +38,6 @@ cases! {
         adds_and_dels_beside_it_leave_nothing needs [TOOL, Need::Nftables];
         check_explains_what_was_flushed needs [TOOL, Need::Nftables, Need::Iptables];
     }
-    "bridge/flushed-rules" {
-        the_next_add_fills_an_emptied_chain needs [TOOL, Need::Nftables];
-        the_next_add_stands_the_mac_guard_up_again needs [TOOL, Need::Nftables];
-        adding_the_same_again_repairs_iptables needs [TOOL, Need::Iptables];
-        del_after_a_flush_leaves_nothing needs [Need::Nftables];
-    }
     "bridge/gc-without-records" {
         gc_collects_elements_of_nobody needs [TOOL, Need::Nftables];
         gc_collects_iptables_rules_of_nobody needs [TOOL, Need::Iptables, Need::Ipv6];
@@ -56,15 +50,15 @@ cases! {
     }
 }
 
-fn with_back_end(network: Value, back_end: &str) -> Value {
+pub(super) fn with_back_end(network: Value, back_end: &str) -> Value {
     with(network, json!({"ipMasq": true, "ipMasqBackend": back_end, "cniVersion": NEWEST}))
 }
 
-fn nftables() -> Value {
+pub(super) fn nftables() -> Value {
     with_back_end(gateway4(), "nftables")
 }
 
-fn ruleset(host: &Sandbox) -> Result<String> {
+pub(super) fn ruleset(host: &Sandbox) -> Result<String> {
     host.run(&["nft", "-s", "list", "ruleset"])
 }
 
@@ -87,14 +81,14 @@ fn tool(host: &Sandbox, arguments: &[&str]) -> Result<Finished> {
 }
 
 /// `bridgehead restore` succeeds; gives what it says.
-fn restore(host: &Sandbox) -> Result<String> {
+pub(super) fn restore(host: &Sandbox) -> Result<String> {
     let finished = tool(host, &["restore"])?;
     holds(finished.status.success(), format!("restore: {}: {}", finished.outcome(), finished.stderr))?;
     Ok(finished.stdout)
 }
 
 /// All rules of the host, sorted: those of iptables as it prints them, since nft does not show all of what they say.
-fn rules(host: &Sandbox) -> Result<Vec<String>> {
+pub(super) fn rules(host: &Sandbox) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for program in [
         ["iptables", "-w", "-t", "nat", "-S"].as_slice(),
@@ -197,12 +191,30 @@ fn forwarding_is_switched_on_again(host: &Sandbox) -> Result<()> {
 
 fn the_mac_guard_stands_again(host: &Sandbox) -> Result<()> {
     let network = with(gateway4(), json!({"macspoofchk": true}));
-    made_good(host, network, &["nft flush ruleset", "nft flush chain bridge bridgehead guard"])
+    made_good(
+        host,
+        network,
+        &[
+            "nft flush ruleset",
+            "nft flush chain bridge bridgehead guard",
+            "nft insert rule bridge bridgehead guard accept",
+            "nft flush chain bridge bridgehead guard; nft add rule bridge bridgehead guard iifname @guarded_ports drop",
+        ],
+    )
 }
 
 fn the_spoof_guard_stands_again(host: &Sandbox) -> Result<()> {
     let network = with(gateway4(), json!({"spoofGuard": true}));
-    made_good(host, network, &["nft flush ruleset", "nft flush table bridge bridgehead"])
+    made_good(
+        host,
+        network,
+        &[
+            "nft flush ruleset",
+            "nft flush table bridge bridgehead",
+            "nft insert rule bridge bridgehead spoof_entry accept",
+            "nft flush chain bridge bridgehead spoof_check; nft add rule bridge bridgehead spoof_check accept",
+        ],
+    )
 }
 
 fn dead_pods_stay_dead(host: &Sandbox) -> Result<()> {
@@ -335,42 +347,6 @@ fn check_explains_what_was_flushed(host: &Sandbox) -> Result<()> {
         holds(on("del")?.status.success(), "del failed")?;
     }
     Ok(())
-}
-
-fn the_next_add_fills_an_emptied_chain(host: &Sandbox) -> Result<()> {
-    let one = Attachment::new(host, "a", nftables())?;
-    host.run(&["nft", "flush", "chain", "inet", "bridgehead", "postrouting"])?;
-    Attachment::new(host, "b", nftables())?;
-    equal("masquerade rules", ruleset(host)?.matches(" masquerade").count(), 1)?;
-    one.sound(host)
-}
-
-fn the_next_add_stands_the_mac_guard_up_again(host: &Sandbox) -> Result<()> {
-    let network = with(gateway4(), json!({"macspoofchk": true}));
-    let one = Attachment::new(host, "a", network.clone())?;
-    host.run(&["nft", "flush", "chain", "bridge", "bridgehead", "guard"])?;
-    Attachment::new(host, "b", network)?;
-    one.sound(host)
-}
-
-fn adding_the_same_again_repairs_iptables(host: &Sandbox) -> Result<()> {
-    let one = Attachment::new(host, "a", with_back_end(gateway4(), "iptables"))?;
-    host.run(&["iptables", "-w", "-t", "nat", "-F"])?;
-    one.damaged(host)?;
-    let again = one.call.add().run(host)?.result()?;
-    one.call.check().prev(&again).run(host)?.silence()?;
-    equal("leases", host.leases("net")?.len(), 1)?;
-    let rules = host.run(&["iptables", "-w", "-t", "nat", "-S"])?;
-    equal("masquerade rules", rules.matches("-j MASQUERADE").count(), 1)?;
-    one.call.del().prev(&again).run(host)?.silence()?;
-    lacks("rules after DEL", &host.run(&["iptables", "-w", "-t", "nat", "-S"])?, "CNI-")
-}
-
-fn del_after_a_flush_leaves_nothing(host: &Sandbox) -> Result<()> {
-    let one = Attachment::new(host, "a", nftables())?;
-    host.run(&["nft", "flush", "ruleset"])?;
-    one.del(host)?;
-    equal("leases", host.leases("net")?, Vec::<String>::new())
 }
 
 /// Loses what is remembered of all attachments, as a /run that was emptied has.

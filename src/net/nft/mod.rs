@@ -70,12 +70,13 @@ pub enum Extension {
 pub struct Nft {
     socket: Socket,
     has_deleted: bool,
+    has_begun_anew: bool,
 }
 
 impl Nft {
     /// Opens a connection in the thread's network namespace.
     pub fn open() -> Result<Self> {
-        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, has_deleted: false })
+        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, has_deleted: false, has_begun_anew: false })
     }
 
     /// The descriptor of the connection, for a child that keeps it open.
@@ -89,7 +90,16 @@ impl Nft {
             return Ok(());
         }
         self.has_deleted |= transaction.deletes();
-        self.socket.execute(transaction.into_messages())?.into_iter().collect()
+        let is_beginning = transaction.is_beginning();
+        self.socket.execute(transaction.into_messages())?.into_iter().collect::<Result<()>>()?;
+        self.has_begun_anew |= is_beginning;
+        Ok(())
+    }
+
+    /// Whether a transaction of this connection [began anew](Transaction::begin_anew): either it was the first of all,
+    /// or somebody flushed what others had made.
+    pub fn has_begun_anew(&self) -> bool {
+        self.has_begun_anew
     }
 
     /// Sends requests of other parts of netfilter together: a second socket would cost a wait when it is closed, see

@@ -69,6 +69,7 @@ pub struct Transaction {
     steps: Vec<Step>,
     sets: u32,
     generation: Option<Generation>,
+    begins_anew: bool,
 }
 
 impl Transaction {
@@ -92,6 +93,17 @@ impl Transaction {
     /// as long as something is not there, of which the kernel takes a second one: a rule.
     pub fn only_in(&mut self, generation: Generation) {
         self.generation = Some(generation);
+    }
+
+    /// Remembers for [`Nft::has_begun_anew`](super::Nft::has_begun_anew) that it makes the first of what others of its
+    /// kind must have made before.
+    pub fn begin_anew(&mut self) {
+        self.begins_anew = true;
+    }
+
+    /// Whether it begins anew.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.begins_anew
     }
 
     fn step(&mut self, deed: String, flags: u16, family: Family, message: NfTablesMessage) {

@@ -132,9 +132,11 @@ fn flushed_rules_are_put_back() {
         "nft flush chain bridge bridgehead guard",
         "nft flush set bridge bridgehead guarded",
         "nft 'flush chain bridge bridgehead guard; add rule bridge bridgehead guard iifname @guarded_ports drop'",
+        "nft insert rule bridge bridgehead guard accept",
         "nft flush ruleset",
     ] {
         run(loss);
+        assert!(!pod.observe_with(&mut nft).unwrap().is_empty(), "{loss}");
         assert_eq!(pod.ensure_with(&mut nft).unwrap(), Ensured::Created, "{loss}");
         assert_eq!(run("nft -s list ruleset"), whole, "{loss}");
         assert_eq!(pod.ensure_with(&mut nft).unwrap(), Ensured::Present, "{loss}");

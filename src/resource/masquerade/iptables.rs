@@ -178,8 +178,14 @@ fn ensure_native(nft: &mut Nft, rules: &Rules) -> net::Result<Ensured> {
 
 /// Makes POSTROUTING where it is not there.
 fn add_entry(nft: &mut Nft, transaction: &mut Transaction, entry: Chain) -> net::Result<()> {
-    if !nft.has_chain(entry)? {
-        transaction.add_base_chain(entry, BASE);
+    match nft.chain_state(entry)? {
+        None => {
+            transaction.add_base_chain(entry, BASE);
+            transaction.begin_anew();
+        }
+        // No pod's chain is led to.
+        Some(ChainState { uses: 0, .. }) => transaction.begin_anew(),
+        Some(_) => {}
     }
     Ok(())
 }

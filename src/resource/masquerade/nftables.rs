@@ -22,7 +22,7 @@ use super::multicast;
 use crate::net::Result;
 use crate::net::nft::expr::{self, Operator, Side};
 use crate::net::nft::{
-    Base, Carries, Chain, Element, Expr, Family, Hook, KeyType, Kind, Nft, Set, Table, Transaction,
+    Base, Carries, Chain, Element, Expr, Family, Hook, KeyType, Kind, Nft, Rule, Set, Table, Transaction,
     repeat_if_overtaken, set,
 };
 use crate::spec::Prefix;
@@ -106,7 +106,11 @@ pub(super) fn ensure(nft: &mut Nft, owner: &Owner, sources: &[Prefix]) -> Result
 /// Makes the sets and rules of the sources' subnets that are not there. What has its rule has its set, since a rule
 /// keeps the set that it looks into.
 fn prepare_subnets(nft: &mut Nft, transaction: &mut Transaction, sources: &[Prefix]) -> Result<()> {
-    let lacking = lacking_a_rule(nft, sources)?;
+    let rules = nft.rules(ENTRY)?;
+    let lacking = lacking_a_rule(&rules, sources);
+    if rules.is_empty() && !lacking.is_empty() {
+        transaction.begin_anew();
+    }
     let mut has_sets = false;
     for subnet in &lacking {
         has_sets |= nft.has_set(subnet.set())?;
@@ -123,7 +127,7 @@ fn prepare_subnets(nft: &mut Nft, transaction: &mut Transaction, sources: &[Pref
     }
     // Somebody took the rule and left the set, which then does not keep two from making the rule at once.
     transaction.only_in(nft.generation()?);
-    for subnet in lacking_a_rule(nft, sources)? {
+    for subnet in lacking_a_rule(&nft.rules(ENTRY)?, sources) {
         transaction.add_table(TABLE);
         transaction.add_set(subnet.set());
         add_rule(transaction, &subnet);
@@ -131,9 +135,8 @@ fn prepare_subnets(nft: &mut Nft, transaction: &mut Transaction, sources: &[Pref
     Ok(())
 }
 
-/// The subnets of sources, each once, that the chain has no rule for.
-fn lacking_a_rule(nft: &mut Nft, sources: &[Prefix]) -> Result<Vec<Subnet>> {
-    let rules = nft.rules(ENTRY)?;
+/// The subnets of sources, each once, that there is no rule for.
+fn lacking_a_rule(rules: &[Rule], sources: &[Prefix]) -> Vec<Subnet> {
     let mut lacking: Vec<Subnet> = Vec::new();
     for subnet in sources.iter().copied().map(Subnet::of) {
         let wanted = subnet.rule();
@@ -143,7 +146,7 @@ fn lacking_a_rule(nft: &mut Nft, sources: &[Prefix]) -> Result<Vec<Subnet>> {
             lacking.push(subnet);
         }
     }
-    Ok(lacking)
+    lacking
 }
 
 fn add_rule(transaction: &mut Transaction, subnet: &Subnet) {

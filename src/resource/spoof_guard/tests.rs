@@ -111,7 +111,7 @@ fn the_table() {
     // But not the same rules, which is for ADD to repair.
     let findings = names(&pod.observe_with(&mut nft).unwrap());
     for sentence in [
-        "chain bridge bridgehead spoof_check should be as made and is changed by somebody",
+        "chain bridge bridgehead spoof_check was changed by somebody",
         "element veth0 . 02:00:00:00:00:01 . 0.0.0.0 of set bridge bridgehead spoof_ipv4 is missing",
         "element veth0 . 02:00:00:00:00:01 . :: of set bridge bridgehead spoof_ipv6 is missing",
         "element veth0 . 02:00:00:00:00:01 . fe80::ff:fe00:1 of set bridge bridgehead spoof_ipv6 is missing",
@@ -176,7 +176,7 @@ fn rules_that_somebody_took_away_are_put_back() {
     run("nft insert rule bridge bridgehead spoof_check accept");
     assert_eq!(
         names(&pod.observe_with(&mut nft).unwrap()),
-        "chain bridge bridgehead spoof_check should be as made and is changed by somebody"
+        "chain bridge bridgehead spoof_check was changed by somebody"
     );
     assert_eq!(pod.ensure_with(&mut nft).unwrap(), Ensured::Created);
     run("nft flush ruleset");
