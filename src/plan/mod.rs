@@ -36,6 +36,12 @@ pub trait Plugin {
     /// Whether it has anything to do with the pod's namespace; an IPAM has not, and must not fail without one.
     fn enters_pod(&self) -> bool;
 
+    /// The links over which an IPAM speaks that needs some ([`Lease::needs_link`]), so that they are made before it is
+    /// asked; asked for only then. [`Plugin::plan`] has them too, as they are here.
+    fn links(&self, _: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
+        Ok(Vec::new())
+    }
+
     /// What should exist, given the answer of the IPAM. May look at the host, but changes nothing.
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan>;
 
@@ -112,9 +118,18 @@ fn apply(
     plugin: &dyn Plugin,
     lease: Option<Lease>,
     record: &mut Record,
-    keep: impl FnOnce(&Record) -> anyhow::Result<()>,
+    mut keep: impl FnMut(&Record) -> anyhow::Result<()>,
     journal: &mut Journal<'_, '_>,
 ) -> anyhow::Result<CniResult> {
+    let mut links = Vec::new();
+    if lease.as_ref().is_some_and(Lease::needs_link) {
+        links = plugin.links(journal.world())?;
+        record.resources.extend(links.iter().cloned());
+        keep(record)?;
+        for link in &links {
+            journal.ensure(link.clone())?;
+        }
+    }
     let leased = match lease {
         Some(lease) => {
             let leased = take(lease.clone(), journal)?;
@@ -129,7 +144,7 @@ fn apply(
     record.resources.extend(plan.resources.iter().cloned());
     record.result = Some(plan.result.clone());
     keep(record)?;
-    for resource in plan.resources {
+    for resource in plan.resources.into_iter().filter(|resource| !links.contains(resource)) {
         journal.ensure(resource)?;
     }
     Ok(plan.result)
@@ -179,10 +194,13 @@ pub fn drift(findings: &[Finding]) -> Result<(), CniError> {
     }
 }
 
-/// DEL: removes what belongs to the attachment, newest first. Goes on past errors, and reports all of them.
+/// DEL: removes what belongs to the attachment, newest first, but before all a lease that is given back over a link.
+/// Goes on past errors, and reports all of them.
 pub fn remove(resources: &[Resource], world: &mut World<'_>) -> anyhow::Result<()> {
+    let needs_link = |resource: &&Resource| matches!(resource, Resource::Lease(lease) if lease.needs_link());
+    let rest = resources.iter().rev().filter(|r| r.scope() == Scope::Attachment && !needs_link(r));
     let mut errors = Vec::new();
-    for resource in resources.iter().rev().filter(|r| r.scope() == Scope::Attachment) {
+    for resource in resources.iter().filter(needs_link).chain(rest) {
         if let Err(error) = resource.remove(world) {
             errors.push(error);
         }

@@ -14,7 +14,7 @@ use crate::plan::{Plan, Plugin};
 use crate::resource::addressing::decide_next_hops;
 use crate::resource::masquerade::Backend;
 use crate::resource::{self, Lease, Resource, World, veth, vlan_gateway};
-use crate::spec::result::{Interface, Route};
+use crate::spec::result::{Interface, IpConfig, Route};
 use crate::spec::{Attachment, CniError, CniResult, Prefix, Request, Version, json, version};
 use conf::{Bridge, Mtu};
 
@@ -68,13 +68,7 @@ fn leftovers(request: &Request) -> Vec<Resource> {
 impl Bridge {
     /// What the attachment is made of. `ipam` has the addresses with their gateways, and the routes, decided.
     fn resources(&self, ipam: &CniResult, facts: &Facts) -> Vec<Resource> {
-        let mut resources = vec![Resource::Bridge(resource::Bridge {
-            name: self.name.clone(),
-            mac: facts.bridge_mac,
-            mtu: facts.mtu,
-            promiscuous: self.promiscuous,
-            vlan_filtering: self.vlans.is_some(),
-        })];
+        let mut resources = vec![self.bridge(facts)];
         if self.is_gateway {
             let link = match (self.gateway_vlan(), facts.vlan_gateway_mac) {
                 (Some(vlan), Some(mac)) => {
@@ -116,16 +110,7 @@ impl Bridge {
                 addresses: ipam.ips.iter().map(|ip| ip.address.address()).collect(),
             }));
         }
-        resources.push(Resource::Veth(resource::Veth {
-            attachment: self.attachment.clone(),
-            host_name: facts.host_name.clone(),
-            host_mac: facts.host_mac,
-            bridge: self.name.clone(),
-            mac: facts.mac,
-            mtu: facts.mtu,
-            hairpin: self.hairpin,
-            isolated: self.isolated,
-        }));
+        resources.push(self.veth(facts));
         if !ipam.ips.is_empty() {
             let addresses = ipam.ips.iter().map(|ip| ip.address.address()).collect();
             resources.push(Resource::Connections(resource::Connections { addresses }));
@@ -134,14 +119,7 @@ impl Bridge {
             let link = facts.host_name.clone();
             resources.push(Resource::ReservedFrames(resource::ReservedFrames { link }));
         }
-        if let Some(vlans) = &self.vlans {
-            resources.push(Resource::PortVlans(resource::PortVlans {
-                link: facts.host_name.clone(),
-                native: vlans.access.or_else(|| vlans.trunk.is_some().then_some(1)),
-                tagged: vlans.trunk.clone().unwrap_or_default(),
-                keep_default: vlans.keep_default,
-            }));
-        }
+        resources.extend(self.port_vlans(facts));
         if let Some(mac) = facts.mac.filter(|_| self.guards_mac) {
             resources.push(Resource::MacGuard(resource::MacGuard {
                 attachment: self.attachment.clone(),
@@ -189,6 +167,39 @@ impl Bridge {
         resources
     }
 
+    fn bridge(&self, facts: &Facts) -> Resource {
+        Resource::Bridge(resource::Bridge {
+            name: self.name.clone(),
+            mac: facts.bridge_mac,
+            mtu: facts.mtu,
+            promiscuous: self.promiscuous,
+            vlan_filtering: self.vlans.is_some(),
+        })
+    }
+
+    fn veth(&self, facts: &Facts) -> Resource {
+        Resource::Veth(resource::Veth {
+            attachment: self.attachment.clone(),
+            host_name: facts.host_name.clone(),
+            host_mac: facts.host_mac,
+            bridge: self.name.clone(),
+            mac: facts.mac,
+            mtu: facts.mtu,
+            hairpin: self.hairpin,
+            isolated: self.isolated,
+        })
+    }
+
+    fn port_vlans(&self, facts: &Facts) -> Option<Resource> {
+        let vlans = self.vlans.as_ref()?;
+        Some(Resource::PortVlans(resource::PortVlans {
+            link: facts.host_name.clone(),
+            native: vlans.access.or_else(|| vlans.trunk.is_some().then_some(1)),
+            tagged: vlans.trunk.clone().unwrap_or_default(),
+            keep_default: vlans.keep_default,
+        }))
+    }
+
     /// The VLAN that gateway addresses are in, if they are not on the bridge itself.
     fn gateway_vlan(&self) -> Option<u16> {
         self.vlans.as_ref().and_then(|vlans| vlans.access)
@@ -222,7 +233,11 @@ impl Bridge {
             masquerade: self.decide_backend(ipam, world)?,
             host_name: veth::host_name(&self.attachment),
             host_mac: veth::host_mac(&self.attachment),
-            mac: Some(self.mac.unwrap_or_else(|| derived_mac(&self.attachment, ipam))),
+            mac: Some(self.mac.unwrap_or_else(|| {
+                // An interface that is there before its address cannot be named after it.
+                let is_first = self.lease.as_ref().is_some_and(Lease::needs_link);
+                derived_mac(&self.attachment, if is_first { &[] } else { &ipam.ips })
+            })),
         })
     }
 
@@ -278,6 +293,16 @@ impl Plugin for Bridge {
 
     fn enters_pod(&self) -> bool {
         true
+    }
+
+    fn links(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
+        let facts = self.look_at_host(&CniResult::default(), world)?;
+        let up = resource::PodLinkUp { ifname: self.attachment.ifname.clone() };
+        let carrying = resource::PortState { link: facts.host_name.clone(), addresses: Vec::new() };
+        let mut links = vec![self.bridge(&facts), self.veth(&facts)];
+        links.extend(self.port_vlans(&facts));
+        links.extend([Resource::PodLinkUp(up), Resource::PortState(carrying)]);
+        Ok(links)
     }
 
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
@@ -389,9 +414,9 @@ fn add_default_routes(ipam: &mut CniResult) {
 
 /// The pod's MAC if nobody asks for one: made from its first address, so that who gets the address next has the
 /// same, and no neighbour is left with a wrong entry. Without addresses it is made from the attachment.
-fn derived_mac(attachment: &Attachment, ipam: &CniResult) -> Mac {
+fn derived_mac(attachment: &Attachment, ips: &[IpConfig]) -> Mac {
     let Attachment { network, container_id, ifname } = attachment;
-    match ipam.ips.first().map(|ip| ip.address.address()) {
+    match ips.first().map(|ip| ip.address.address()) {
         Some(IpAddr::V4(a)) => {
             let [a, b, c, d] = a.octets();
             Mac::local([0x58, a, b, c, d])
@@ -436,7 +461,7 @@ mod tests {
         let attachment = Attachment { network: "n".into(), container_id: "c".into(), ifname: "eth0".into() };
         let ipam = CniResult::from_value(&json!({"ips": [{"address": "10.1.0.2/16"}]}), Version::V1_0_0, "x")
             .unwrap();
-        assert_eq!(derived_mac(&attachment, &ipam).to_string(), "0a:58:0a:01:00:02");
-        assert!(derived_mac(&attachment, &CniResult::default()).is_valid());
+        assert_eq!(derived_mac(&attachment, &ipam.ips).to_string(), "0a:58:0a:01:00:02");
+        assert!(derived_mac(&attachment, &[]).is_valid());
     }
 }

@@ -78,6 +78,15 @@ impl Lease {
         Self { attachment: request.attachment.clone(), source, given: Vec::new() }
     }
 
+    /// Whether it is had over a link of the pod, so that the link must be made before it is asked for, and removed after
+    /// it is given back. It may be so with every IPAM that is not known better, as the reference's bridge has it.
+    pub fn needs_link(&self) -> bool {
+        match &self.source {
+            Source::HostLocal { .. } | Source::Static => false,
+            Source::Delegated { plugin } => !matches!(plugin.as_str(), HOST_LOCAL | STATIC),
+        }
+    }
+
     /// The same lease with the addresses of a result.
     pub fn with_addresses_of(self, result: &CniResult) -> Self {
         Self { given: result.ips.clone(), ..self }

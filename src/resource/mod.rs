@@ -18,6 +18,7 @@ pub mod mac_guard;
 pub mod masquerade;
 pub mod neighbours;
 pub mod owner;
+pub mod pod_link_up;
 pub mod pod_sysctls;
 pub mod port_state;
 pub mod port_vlans;
@@ -45,6 +46,7 @@ pub use loopback::Loopback;
 pub use mac_guard::MacGuard;
 pub use masquerade::{ForeignMasquerade, Masquerade};
 pub use neighbours::Neighbours;
+pub use pod_link_up::PodLinkUp;
 pub use pod_sysctls::PodSysctls;
 pub use port_state::PortState;
 pub use port_vlans::PortVlans;
@@ -181,6 +183,8 @@ pub enum Resource {
     SpoofGuard(SpoofGuard),
     /// What a spoof guard needs of the bridge port.
     ReservedFrames(ReservedFrames),
+    /// The pod's interface, up before it has an address.
+    PodLinkUp(PodLinkUp),
     /// Sysctls of the pod's interface.
     PodSysctls(PodSysctls),
     /// Addresses and routes of the pod's interface.
@@ -233,6 +237,7 @@ impl Resource {
             Self::MacGuard(guard) => guard.ensure(world),
             Self::SpoofGuard(guard) => guard.ensure(world),
             Self::ReservedFrames(frames) => frames.ensure(world),
+            Self::PodLinkUp(link) => link.ensure(world),
             Self::PodSysctls(sysctls) => sysctls.ensure(world),
             Self::Addressing(addressing) => addressing.ensure(world),
             Self::PortState(port) => port.ensure(world),
@@ -259,6 +264,7 @@ impl Resource {
             Self::MacGuard(guard) => guard.observe(world),
             Self::SpoofGuard(guard) => guard.observe(world),
             Self::ReservedFrames(frames) => frames.observe(world),
+            Self::PodLinkUp(link) => link.observe(world),
             Self::PodSysctls(sysctls) => sysctls.observe(world),
             Self::Addressing(addressing) => addressing.observe(world),
             Self::PortState(port) => port.observe(world),
@@ -290,6 +296,7 @@ impl Resource {
             | Self::ForeignVeth(_)
             | Self::PortVlans(_)
             | Self::ReservedFrames(_)
+            | Self::PodLinkUp(_)
             | Self::PodSysctls(_)
             | Self::Addressing(_)
             | Self::PortState(_)
@@ -339,6 +346,7 @@ impl Resource {
             | Self::ForeignVeth(_)
             | Self::PortVlans(_)
             | Self::ReservedFrames(_)
+            | Self::PodLinkUp(_)
             | Self::PodSysctls(_)
             | Self::Addressing(_)
             | Self::PortState(_)
@@ -370,6 +378,7 @@ impl Resource {
             Self::Announcement(_)
             | Self::PortVlans(_)
             | Self::ReservedFrames(_)
+            | Self::PodLinkUp(_)
             | Self::PodSysctls(_)
             | Self::Addressing(_)
             | Self::PortState(_) => Ok(()),

@@ -25,6 +25,8 @@ cases! {
         ipam_gets_the_same_variables_and_bytes;
         the_first_on_the_search_path_is_executed;
         a_foreign_host_local_is_executed;
+        ipam_finds_the_interface_up_and_connected;
+        ipam_is_told_to_delete_while_the_interface_is_there needs [Need::Plugin("bridgehead")];
         ipam_is_told_to_delete_when_it_failed;
         ipam_is_told_to_delete_when_it_gave_no_address;
         ipam_is_told_to_delete_when_a_later_step_fails;
@@ -137,6 +139,39 @@ fn a_path_is_no_plugin_type(host: &Sandbox) -> Result<()> {
     equal("calls of the plugin", verbs(), Vec::<String>::new())
 }
 
+/// What an IPAM plugin that speaks to the network sees of the pod's interface.
+const LOOK: &str = "nsenter --net=$CNI_NETNS ip -o link show eth0 > /run/scratch/seen-by-$CNI_COMMAND 2>&1";
+
+fn ipam_finds_the_interface_up_and_connected(host: &Sandbox) -> Result<()> {
+    fake(host, &format!("{LOOK}\n{GOOD}"))?;
+    let pod = host.pod("p")?;
+    let result = attachment(host, &pod).add().run(host)?.result()?;
+    let seen = fs::read_to_string("/run/scratch/seen-by-ADD")?;
+    contains("eth0 as IPAM saw it on ADD", &seen, "LOWER_UP")?;
+    let mac = pod.need_link("eth0")?["address"].clone();
+    contains("eth0 as IPAM saw it on ADD", &seen, mac.as_str().unwrap_or_default())?;
+    let told = result["interfaces"].as_array().into_iter().flatten().find(|it| it["name"] == "eth0");
+    equal("the MAC address in the result", told.map(|it| it["mac"].clone()), Some(mac))?;
+    equal("addresses", pod.addresses("eth0")?, vec!["10.30.0.5/24".to_owned()])
+}
+
+/// Otherwise an address could not be given back over the network that it is from.
+fn ipam_is_told_to_delete_while_the_interface_is_there(host: &Sandbox) -> Result<()> {
+    fake(host, &format!("{LOOK}\n{GOOD}"))?;
+    let pod = host.pod("p")?;
+    let call = attachment(host, &pod);
+    for without_record in [false, true] {
+        call.add().run(host)?.result()?;
+        if without_record {
+            fs::remove_dir_all("/run/bridgehead/attachments")?;
+        }
+        call.del().run(host)?.silence()?;
+        contains("eth0 as IPAM saw it on DEL", &fs::read_to_string("/run/scratch/seen-by-DEL")?, "LOWER_UP")?;
+        holds(pod.link("eth0")?.is_none(), "eth0 is still there after DEL")?;
+    }
+    Ok(())
+}
+
 fn ipam_gets_the_same_variables_and_bytes(host: &Sandbox) -> Result<()> {
     let pod = host.pod("p")?;
     fake(host, &format!("env | grep ^CNI_ | sort > /run/scratch/env\n{GOOD}"))?;
@@ -225,13 +260,18 @@ fn a_failure_while_undoing_is_reported_too(host: &Sandbox) -> Result<()> {
     const STUBBORN: &str = r#"echo '{"cniVersion":"1.0.0","code":124,"msg":"I let nothing go"}'; exit 1"#;
     let pod = host.pod("p")?;
     let on_del = format!("[ $CNI_COMMAND = DEL ] && {{ {STUBBORN}; }}");
-    fake(host, &format!("{on_del}\n{GOOD}"))?;
-    let taken = attachment(host, &pod);
-    pod.run(&["ip", "link", "add", "eth0", "type", "bridge"])?;
-    reports_both(host, &taken, "eth0", "I let nothing go").context("a step after IPAM's")?;
+    let far = r#""routes":[{"dst":"198.51.100.0/24","gw":"203.0.113.1"}]"#;
+    fake(
+        host,
+        &format!(
+            "{on_del}\necho '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.30.0.5/24\"}}],{far}}}'"
+        ),
+    )?;
+    let call = attachment(host, &pod);
+    reports_both(host, &call, "198.51.100.0", "I let nothing go").context("a step after IPAM's")?;
     fake(host, &format!("{on_del}\necho '{{\"code\":123,\"msg\":\"no luck today\"}}'; exit 1"))?;
     // Another attachment: of the first, something is left that must go before.
-    let other = taken.ifname("eth1");
+    let other = call.ifname("eth1");
     reports_both(host, &other, "no luck today", "I let nothing go").context("IPAM itself")
 }
 
