@@ -149,7 +149,10 @@ impl Verb<'_> {
         if outcome.as_ref().err().is_none_or(is_only_unavailable) {
             plan::restore::look_for_losses(self.records, &self.request.config.name, &world.state)?;
         }
-        outcome
+        outcome?;
+        Records::check_place(&world.state).map_err(|e| {
+            CniError::new(Code::Unavailable, format!("an ADD cannot write its record: {}", e.msg)).into()
+        })
     }
 }
 

@@ -30,6 +30,7 @@ use super::bitmap::{BYTES, Bitmap};
 use super::directory::{Directory, errno_of};
 use super::range::to_number;
 use super::reservation::Owner;
+use super::state_directory::StateDirectory;
 use crate::spec::digest::sha512_hex;
 
 /// The last line of an owner's file.
@@ -94,7 +95,7 @@ impl Index {
         // The number makes it unique; the name is for people, and must leave room for the number.
         let name: String = network.chars().take(200).collect();
         let path = state.join("ipam").join(format!("{name}.{dev:x}-{ino:x}"));
-        let directory = Directory::open_own(&path).ok();
+        let directory = if StateDirectory::is_usable(state) { Directory::open_own(&path).ok() } else { None };
         let stamp = directory.as_ref().and_then(|it| it.open_file("stamp", OFlag::O_RDWR, 0).ok());
         Self { path, directory, stamp, owners: None, blocks: BTreeMap::new() }
     }
@@ -128,6 +129,9 @@ impl Index {
     }
 
     fn write(&mut self, owners: &Owners) -> Result<(), Errno> {
+        if !self.path.parent().and_then(Path::parent).is_some_and(StateDirectory::is_usable) {
+            return Err(Errno::ENOTDIR);
+        }
         // First of all: if this call is killed while the rest goes, nobody must believe what is left.
         if let Some(directory) = self.directory.take() {
             match directory.unlink("stamp") {

@@ -8,7 +8,8 @@
 //!   locked store does is in `allocation` (ADD), `store` (DEL) and `survey` (CHECK, GC, STATUS).
 //!
 //! Beneath: `reservation` is one file of the store, `lock` its lock, `index` what is remembered of it so that no call
-//! need list it, `bitmap` which addresses of a block are taken, `boot` which boot made a reservation.
+//! need list it, `bitmap` which addresses of a block are taken, `boot` which boot made a reservation,
+//! `state_directory` where that is kept which is lost with a boot.
 
 mod allocation;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod lock;
 pub mod range;
 mod reservation;
 mod resolv_conf;
+mod state_directory;
 pub mod store;
 #[cfg(test)]
 mod store_tests;
@@ -34,5 +36,6 @@ mod survey;
 pub use fixed::Static;
 pub use host_local::HostLocal;
 pub use reservation::Owner;
+pub use state_directory::StateDirectory;
 pub use store::{LockedStore, Store};
 pub use survey::{Collected, Usage};

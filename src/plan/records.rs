@@ -21,7 +21,7 @@ use std::time::Duration;
 use log::warn;
 
 use super::record::Record;
-use crate::resource::FileLock;
+use crate::resource::{FileLock, StateDirectory};
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, CniError, Code};
 use found::{Found, close_to_others, find, names_in, remove_whatever, state_error, write_private};
@@ -78,14 +78,33 @@ impl Records {
         Self { state: state.to_owned(), plugin_type: plugin_type.to_owned() }
     }
 
+    /// The error of code 105 that names what stands in the place of the state directory, if it is none. An ADD needs
+    /// it; all else works without.
+    pub fn check_place(state: &Path) -> Result<(), CniError> {
+        match StateDirectory::look(state).map_err(|e| state_error("look at", state, &e))? {
+            StateDirectory::There(_) | StateDirectory::NotThere => Ok(()),
+            StateDirectory::Obstructed(what) => {
+                let path = state.display();
+                let msg = format!("{path} is {what}; it must be a directory of root's, or not be there");
+                Err(CniError::new(Code::State, msg))
+            }
+        }
+    }
+
     /// The records of all plugin types of which there are any.
+    ///
+    /// Errors: code 105 for what cannot be read, or is in the way.
     pub fn of_all(state: &Path) -> anyhow::Result<Vec<Self>> {
+        Self::check_place(state)?;
         let types = names_in(&state.join(ATTACHMENTS))?;
         Ok(types.iter().filter_map(|name| Some(Self::new(state, name.to_str()?))).collect())
     }
 
     /// The networks of which there may be records.
     pub fn networks(&self) -> anyhow::Result<Vec<String>> {
+        if !StateDirectory::is_usable(&self.state) {
+            return Ok(Vec::new());
+        }
         let names = names_in(&self.state.join(ATTACHMENTS).join(&self.plugin_type))?;
         Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
@@ -94,8 +113,13 @@ impl Records {
     /// of this program left too open is closed.
     fn directory(&self, network: &str) -> anyhow::Result<Option<PathBuf>> {
         let mut path = self.state.clone();
-        if let Ok(found) = fs::metadata(&path) {
-            close_to_others(&path, &found);
+        match StateDirectory::look(&path).map_err(|e| state_error("look at", &path, &e))? {
+            StateDirectory::There(found) => close_to_others(&path, &found),
+            StateDirectory::NotThere => return Ok(None),
+            StateDirectory::Obstructed(what) => {
+                warn!("{} is {what}, so there are no records", path.display());
+                return Ok(None);
+            }
         }
         for part in [ATTACHMENTS, &self.plugin_type, network] {
             path.push(part);
@@ -176,6 +200,9 @@ impl Records {
 
     /// Writes a record, whole or not at all, and holds it for the claim.
     pub fn write(&self, record: &Record, claim: &mut Claim) -> anyhow::Result<()> {
+        if claim.path.is_none() {
+            Self::check_place(&self.state)?;
+        }
         let bytes = serde_json::to_vec(record)
             .map_err(|e| CniError::new(Code::Internal, format!("encode an attachment's record: {e}")))?;
         let path = match claim.path.take() {
@@ -232,6 +259,9 @@ impl Records {
     /// A few attachments to a network that no call works on, nor will as long as these live; whichever they are, and
     /// those only whose records can be read. Changes nothing.
     pub fn some_at_rest(&self, network: &str, few: usize) -> Vec<Claim> {
+        if !StateDirectory::is_usable(&self.state) {
+            return Vec::new();
+        }
         let directory = self.state.join(ATTACHMENTS).join(&self.plugin_type).join(network);
         let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
         let places = entries.map(|entry| Place { path: entry.path() }).filter(|place| !place.is_draft());

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{Attachment, CniError, Code};
 
+pub use crate::ipam::StateDirectory;
 pub use addressing::Addressing;
 pub use announcement::Announcement;
 pub use bridge::Bridge;

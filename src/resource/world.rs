@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use super::StateDirectory;
 use super::bridge_use::BridgeUse;
 use crate::net::nft::{self, Nft};
 use crate::net::rtnl::Address;
@@ -224,14 +225,13 @@ impl World<'_> {
     /// Tells other calls that something was deleted from nf_tables just now, and learns whether they did.
     fn exchange_deletions(&self, has_deleted: bool) -> bool {
         let mark = self.deletion_mark();
-        if has_deleted {
+        if has_deleted && StateDirectory::is_usable(&self.state) {
             // A hint that cannot be given costs somebody some milliseconds.
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
             let _ = options.open(&mark);
-            return true;
         }
-        !time_to_free(&mark).is_zero()
+        has_deleted || !time_to_free(&mark).is_zero()
     }
 }
 

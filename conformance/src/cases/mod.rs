@@ -48,6 +48,7 @@ mod restore;
 mod results;
 mod reuse;
 mod spoof_guard;
+mod state_directory;
 mod status;
 mod store_damage;
 mod versions;
@@ -96,6 +97,7 @@ pub fn all() -> Vec<Case> {
         restore::CASES,
         flushed::CASES,
         records::CASES,
+        state_directory::CASES,
         // Last: while the kernel takes so many links away, it holds up all namespaces.
         bridge_crowd::CASES,
     ]
