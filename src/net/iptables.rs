@@ -2,8 +2,9 @@
 //!
 //! There are two kernels behind that command. The newer one is nf_tables: a rule is written there as the command
 //! would write it ([`Rule::expressions`]), without executing anything, and `iptables -S` cannot tell the difference.
-//! The older one has no interface but the command's own ([`Legacy`]).
+//! The older one has no interface but the command's own ([`Commands`]).
 
+pub mod commands;
 mod entries;
 pub mod legacy;
 mod native;
@@ -12,9 +13,9 @@ pub mod rule;
 use std::path::{Path, PathBuf};
 
 use super::nft::{Family, Table};
-pub use legacy::Legacy;
+pub use commands::Commands;
 pub use native::comment_of;
-pub use rule::{AddressMatch, Rule, Target};
+pub use rule::{AddressMatch, Match, Rule, Target, Transport};
 
 /// Where commands are looked for, whatever `PATH` says: a runtime's environment is not ours to trust.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -56,6 +57,16 @@ pub enum Variant {
     Nft,
     /// `iptables-legacy`: ip_tables.
     Legacy,
+}
+
+impl Variant {
+    /// What the names of its commands have behind that of the protocol.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
 }
 
 /// The variant that the system's `iptables` is; `None` without that command. Nothing is executed.

@@ -98,7 +98,7 @@ impl MacGuard {
     fn elements(&self) -> [(Set<'static>, Element); 2] {
         let comment = Some(Owner::new(&self.attachment).as_str().to_owned());
         let port = set::ifname_key(&self.host_ifname);
-        let element = |key: Vec<u8>| Element { key, verdict: None, comment: comment.clone() };
+        let element = |key: Vec<u8>| Element { key, comment: comment.clone(), ..Element::default() };
         [(GUARDED, element(set::key(&[&port, &self.mac.0]))), (PORTS, element(set::key(&[&port])))]
     }
 

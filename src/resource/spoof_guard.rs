@@ -93,7 +93,7 @@ impl SpoofGuard {
     /// What the pod has in the sets.
     fn elements(&self) -> Vec<(Set<'static>, Element)> {
         let comment = Some(Owner::new(&self.attachment).as_str().to_owned());
-        let element = |key: Vec<u8>| Element { key, verdict: None, comment: comment.clone() };
+        let element = |key: Vec<u8>| Element { key, comment: comment.clone(), ..Element::default() };
         let mut elements = vec![(PORTS, element(self.port_key()))];
         let Some(mac) = self.mac else { return elements };
         let port = set::ifname_key(&self.host_ifname);

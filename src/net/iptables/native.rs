@@ -11,14 +11,17 @@
 //!   [ target name MASQUERADE rev 0 ]
 //! ```
 //!
-//! The command also sends the protocol of `-p` with a rule (`NFTA_RULE_COMPAT`); without `-p` that says nothing.
+//! The command also sends the protocol of `-p` with a rule (`NFTA_RULE_COMPAT`, see
+//! [`Transaction::add_rule_of`](crate::net::nft::Transaction::add_rule_of)); without `-p` that says nothing.
+
+use std::net::SocketAddr;
 
 use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_netfilter::nftables::Expressions;
 
 use super::Protocol;
-use super::rule::{AddressMatch, COMMENT_MAX, Membership, Rule, Target};
-use crate::net::nft::expr::{self, Operator, Side};
+use super::rule::{AddressMatch, COMMENT_MAX, Match, Membership, PORTS_MAX, Rule, Target, Transport, cut};
+use crate::net::nft::expr::{self, MetaKey, Operator, Register, Side};
 use crate::net::nft::{self, Expr, Verdict};
 
 /// Attributes of `match` and `target` alike (linux/netfilter/nf_tables_compat.h).
@@ -31,10 +34,30 @@ const RANGES_V4: usize = 24;
 /// Length of struct nf_nat_range (linux/netfilter/nf_nat.h).
 const RANGE_V6: usize = 40;
 
+/// The same of struct nf_nat_range2, and its flags.
+const RANGE_V2: usize = 48;
+const NF_NAT_RANGE_MAP_IPS: u32 = 1;
+const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
+
+/// Lengths of the structs of matches, rounded up to eight bytes, and values in them.
+const XT_MULTIPORT_V1: usize = 48;
+const MULTIPORT_DESTINATION: u8 = 1;
+const XT_SCTP_INFO: usize = 296;
+const XT_SCTP_DEST_PORTS: u32 = 2;
+/// `XT_ADDRTYPE_LOCAL`: a bit by its number `RTN_LOCAL`.
+const ADDRESS_LOCAL: u16 = 1 << 2;
+
+/// Where the destination port stands in the headers of TCP, UDP and SCTP.
+const DESTINATION_PORT: u32 = 2;
+
 impl Rule {
     /// The rule as expressions of nf_tables, byte for byte as `iptables-nft` 1.8 makes them.
     pub fn expressions(&self, protocol: Protocol) -> Vec<Expr> {
         let mut expressions = Vec::with_capacity(8);
+        if let Some(transport) = self.transport {
+            expressions.push(expr::load_meta(MetaKey::L4Proto, Register::Reg1));
+            expressions.push(expr::compare(Operator::Equal, &[transport.number()]));
+        }
         for (side, test) in [(Side::Source, self.source), (Side::Destination, self.destination)] {
             let Some(AddressMatch { network, membership }) = test else { continue };
             let operator = match membership {
@@ -43,14 +66,43 @@ impl Rule {
             };
             expressions.extend(expr::address_in(side, operator, network));
         }
-        let mut comment = self.cut_comment().as_bytes().to_vec();
-        comment.resize(COMMENT_MAX + 1, 0);
-        expressions.push(extension("match", "comment", comment));
+        if let Some(comment) = &self.comment {
+            let mut comment = cut(comment).as_bytes().to_vec();
+            comment.resize(COMMENT_MAX + 1, 0);
+            expressions.push(extension("match", "comment", 0, comment));
+        }
+        for test in &self.matches {
+            match test {
+                Match::LocalDestination => {
+                    expressions.push(extension("match", "addrtype", 1, local_destination()));
+                }
+                Match::Port(port) if self.transport == Some(Transport::Sctp) => {
+                    expressions.push(extension("match", "sctp", 0, sctp_port(*port)));
+                }
+                Match::Port(port) => {
+                    expressions.push(expr::load_transport_header(DESTINATION_PORT, 2, Register::Reg1));
+                    expressions.push(expr::compare(Operator::Equal, &port.to_be_bytes()));
+                }
+                Match::Ports(ports) => {
+                    expressions.push(extension("match", "multiport", 1, multiport(ports)));
+                }
+                Match::Mark(bits) => {
+                    expressions.push(expr::load_meta(MetaKey::Mark, Register::Reg1));
+                    expressions.push(expr::mask(&bits.to_ne_bytes()));
+                    expressions.push(expr::compare(Operator::Equal, &bits.to_ne_bytes()));
+                }
+            }
+        }
         expressions.push(expr::counter());
         expressions.push(match &self.target {
             Target::Accept => expr::verdict(&Verdict::Accept),
             Target::Chain(chain) => expr::verdict(&Verdict::Jump(chain.clone())),
-            Target::Masquerade => extension("target", "MASQUERADE", masquerade(protocol)),
+            Target::Masquerade => extension("target", "MASQUERADE", 0, masquerade(protocol)),
+            Target::Dnat(to) => extension("target", "DNAT", 2, destination(*to)),
+            Target::Mark(bits) => {
+                // struct xt_mark_tginfo2: what is set, and what is cleared before.
+                extension("target", "MARK", 2, [bits.to_ne_bytes(), bits.to_ne_bytes()].concat())
+            }
         });
         expressions
     }
@@ -88,10 +140,60 @@ fn masquerade(protocol: Protocol) -> Vec<u8> {
     }
 }
 
-fn extension(kind: &str, name: &str, info: Vec<u8>) -> Expr {
+/// struct xt_addrtype_info_v1 (linux/netfilter/xt_addrtype.h): source, destination, flags.
+fn local_destination() -> Vec<u8> {
+    [&0u16.to_ne_bytes()[..], &ADDRESS_LOCAL.to_ne_bytes(), &0u32.to_ne_bytes()].concat()
+}
+
+/// struct xt_sctp_info (linux/netfilter/xt_sctp.h): ranges of destination and source ports, a map of chunks and how it
+/// is matched, four flags of chunks and how many of these are used, what counts, what is inverted. The command says of
+/// an unused flag that it is of chunk -1.
+fn sctp_port(port: u16) -> Vec<u8> {
+    const CHUNKS: usize = 256 + 4;
+    let mut info = Vec::with_capacity(XT_SCTP_INFO);
+    for number in [port, port, 0, 0] {
+        info.extend_from_slice(&number.to_ne_bytes());
+    }
+    info.resize(info.len() + CHUNKS, 0);
+    info.extend_from_slice(&[[0xff, 0, 0]; 4].concat());
+    for number in [0, XT_SCTP_DEST_PORTS, 0] {
+        info.extend_from_slice(&number.to_ne_bytes());
+    }
+    info.resize(XT_SCTP_INFO, 0);
+    info
+}
+
+/// struct xt_multiport_v1 (linux/netfilter/xt_multiport.h): what is compared, how many, the ports, which of them begin a
+/// range, and whether it is inverted.
+fn multiport(ports: &[u16]) -> Vec<u8> {
+    let ports = &ports[..ports.len().min(PORTS_MAX)];
+    // At most fifteen.
+    let mut info = vec![MULTIPORT_DESTINATION, ports.len() as u8];
+    for at in 0..PORTS_MAX {
+        info.extend_from_slice(&ports.get(at).unwrap_or(&0).to_ne_bytes());
+    }
+    info.resize(XT_MULTIPORT_V1, 0);
+    info
+}
+
+/// struct nf_nat_range2 (linux/netfilter/nf_nat.h): flags, first and last address, first and last port, a base.
+fn destination(to: SocketAddr) -> Vec<u8> {
+    let mut address = expr::octets(to.ip());
+    address.resize(16, 0);
+    let port = to.port().to_be_bytes();
+    let flags = NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED;
+    let mut range = [&flags.to_ne_bytes()[..], &address, &address, &port, &port].concat();
+    range.resize(RANGE_V2, 0);
+    range
+}
+
+fn extension(kind: &str, name: &str, revision: u32, info: Vec<u8>) -> Expr {
     let mut name = name.as_bytes().to_vec();
     name.push(0);
-    let attributes =
-        vec![DefaultNla::new(NAME, name), DefaultNla::new(REVISION, vec![0; 4]), DefaultNla::new(INFO, info)];
+    let attributes = vec![
+        DefaultNla::new(NAME, name),
+        DefaultNla::new(REVISION, revision.to_be_bytes().to_vec()),
+        DefaultNla::new(INFO, info),
+    ];
     expr::other(kind, attributes)
 }

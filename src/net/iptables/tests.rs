@@ -1,5 +1,7 @@
 //! Against the commands themselves, each test in a network namespace of its own.
 
+use std::net::SocketAddr;
+
 use super::rule::COMMENT_MAX;
 use super::*;
 use crate::net::nft::tests::{private_namespace, run};
@@ -8,7 +10,7 @@ use crate::net::nft::{self, Base, Chain, Hook, Kind, Nft, Transaction};
 const COMMENT: &str = r#"name: "net" id: "abc123""#;
 
 fn rule(source: Option<AddressMatch>, destination: Option<AddressMatch>, target: Target) -> Rule {
-    Rule { source, destination, comment: COMMENT.to_owned(), target }
+    Rule { source, destination, comment: Some(COMMENT.to_owned()), ..Rule::to(target) }
 }
 
 /// Rules of every shape, all prefix lengths among them.
@@ -28,8 +30,27 @@ fn shapes(protocol: Protocol) -> Vec<Rule> {
     rules.push(rule(None, Some(multicast), Target::Masquerade));
     rules.push(rule(Some(host), None, Target::Chain("CNI-other".into())));
     rules.push(rule(Some(host), Some(multicast), Target::Chain("CNI-other".into())));
-    rules.push(Rule { comment: "x".repeat(COMMENT_MAX), ..rule(None, None, Target::Masquerade) });
-    rules.push(Rule { comment: r#"back\slash "quote" 'single'"#.into(), ..rule(None, None, Target::Accept) });
+    rules.push(Rule { comment: Some("x".repeat(COMMENT_MAX)), ..rule(None, None, Target::Masquerade) });
+    let comment = Some(r#"back\slash "quote" 'single'"#.into());
+    rules.push(Rule { comment, ..rule(None, None, Target::Accept) });
+    let to = SocketAddr::new(address.parse().unwrap(), 80);
+    for transport in Transport::ALL {
+        let one = Rule { matches: vec![Match::Port(8080)], ..Rule::to(Target::Dnat(to)) };
+        let destination = Some(host);
+        rules.push(Rule { destination, transport: Some(transport), ..one.clone() });
+        rules.push(Rule { transport: Some(transport), ..one });
+        let target = Target::Chain("CNI-other".into());
+        for ports in [vec![1], (1..=15).map(|i| i * 4000).collect()] {
+            let matches = vec![Match::Ports(ports)];
+            rules.push(Rule { transport: Some(transport), matches, ..rule(None, None, target.clone()) });
+        }
+    }
+    for bits in [1, 0x2000, 1 << 31] {
+        rules.push(Rule { matches: vec![Match::Mark(bits)], ..Rule::to(Target::Masquerade) });
+        rules.push(rule(None, None, Target::Mark(bits)));
+    }
+    let matches = vec![Match::LocalDestination];
+    rules.push(Rule { matches, ..Rule::to(Target::Chain("CNI-other".into())) });
     rules
 }
 
@@ -42,7 +63,8 @@ fn write_natively(protocol: Protocol, rules: &[Rule]) -> Nft {
     transaction.add_chain(table.chain("CNI-x"));
     transaction.add_chain(table.chain("CNI-other"));
     for rule in rules {
-        transaction.add_rule(table.chain("CNI-x"), rule.expressions(protocol), None);
+        let number = rule.transport.map(Transport::number);
+        transaction.add_rule_of(table.chain("CNI-x"), rule.expressions(protocol), number);
     }
     nft.commit(transaction).unwrap();
     nft
@@ -90,7 +112,7 @@ fn native_rules_are_those_of_the_command_byte_for_byte() {
         // The text is what the command prints.
         for (rule, line) in rules.iter().zip(their_listing.lines().filter(|l| l.starts_with("-A CNI-x"))) {
             // It prints no quotes around a comment that does not need them.
-            if rule.comment.contains(' ') {
+            if rule.comment.as_ref().is_none_or(|comment| comment.contains(' ')) {
                 let mask = if rule.destination.is_some_and(|d| d.network.prefix() == 0) { "" } else { line };
                 assert!(mask.is_empty() || *line == format!("-A CNI-x {rule}"), "{line}\n{rule}");
             }
@@ -106,7 +128,7 @@ fn the_command_checks_and_deletes_native_rules() {
         let rules = shapes(protocol);
         write_natively(protocol, &rules);
         // The shell does not take away the backslash before a single quote.
-        for rule in rules.iter().filter(|rule| !rule.comment.contains('\'')) {
+        for rule in rules.iter().filter(|rule| !rule.comment.as_ref().is_some_and(|it| it.contains('\''))) {
             run(&format!("{command}-nft -t nat -C CNI-x {rule}"));
             run(&format!("{command}-nft -t nat -D CNI-x {rule}"));
         }
@@ -116,11 +138,11 @@ fn the_command_checks_and_deletes_native_rules() {
 
 #[test]
 fn legacy_changes_are_made_together_or_not_at_all() {
-    use legacy::Change;
+    use commands::Change;
     for protocol in Protocol::ALL {
         private_namespace();
         assert!(!legacy::has_nat(protocol));
-        let legacy = Legacy::find(protocol).unwrap();
+        let legacy = Commands::find(protocol, Variant::Legacy).unwrap();
         let rules = shapes(protocol);
         let mut changes = vec![Change::EmptyChain("CNI-other".into()), Change::EmptyChain("CNI-x".into())];
         changes.extend(rules.iter().map(|rule| Change::Append("CNI-x".into(), rule.clone())));

@@ -33,6 +33,33 @@ const REG_1: u32 = 1;
 /// `NEXTHDR_FRAGMENT` (linux/ipv6.h).
 const IPV6_FRAGMENT: u8 = 44;
 
+/// `NFTA_FIB_*`, and what is asked of it: which kind of address the destination is (linux/netfilter/nf_tables.h).
+const NFTA_FIB_DREG: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_DESTINATION: u32 = 2;
+/// `RTN_LOCAL` (linux/rtnetlink.h).
+const LOCAL: u32 = 2;
+
+/// `NFTA_CT_*`, `NFT_CT_*` (linux/netfilter/nf_tables.h).
+const NFTA_CT_DREG: u16 = 1;
+const NFTA_CT_KEY: u16 = 2;
+const NFTA_CT_DIRECTION: u16 = 3;
+const CT_STATUS: u32 = 2;
+const CT_DESTINATION_PORT: u32 = 12;
+/// `IP_CT_DIR_ORIGINAL` (linux/netfilter/nf_conntrack_tuple_common.h).
+const ORIGINAL: u8 = 0;
+/// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
+const DESTINATION_IS_TRANSLATED: u32 = 1 << 5;
+
+/// `NFTA_NAT_*`, `NFT_NAT_DNAT` (linux/netfilter/nf_tables.h).
+const NFTA_NAT_TYPE: u16 = 1;
+const NFTA_NAT_FAMILY: u16 = 2;
+const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
+const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
+const DNAT: u32 = 1;
+
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6` (linux/netfilter.h).
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
@@ -135,6 +162,62 @@ pub fn lookup_verdict(map: &str) -> Expr {
         Lookup::DestinationRegister(Register::Verdict),
     ];
     Expressions::Lookup(attributes).into()
+}
+
+/// `[ lookup reg 1 set <map> dreg 1 ]`: puts what the map has into register 1 and behind; goes on only if it has
+/// something.
+pub fn lookup_data(map: &str) -> Expr {
+    let attributes = vec![
+        Lookup::Set(map.to_owned()),
+        Lookup::SourceRegister(Register::Reg1),
+        Lookup::DestinationRegister(Register::Reg1),
+    ];
+    Expressions::Lookup(attributes).into()
+}
+
+/// `fib daddr type local`: packets to an address of this host.
+pub fn destination_is_local() -> [Expr; 2] {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let attributes = vec![
+        number(NFTA_FIB_DREG, REG_1),
+        number(NFTA_FIB_RESULT, FIB_ADDRESS_TYPE),
+        number(NFTA_FIB_FLAGS, FIB_DESTINATION),
+    ];
+    [other("fib", attributes), compare(Operator::Equal, &LOCAL.to_ne_bytes())]
+}
+
+/// `ct status dnat`: packets whose destination was translated.
+pub fn destination_is_translated() -> [Expr; 3] {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    [
+        other("ct", vec![number(NFTA_CT_DREG, REG_1), number(NFTA_CT_KEY, CT_STATUS)]),
+        mask(&DESTINATION_IS_TRANSLATED.to_ne_bytes()),
+        compare(Operator::NotEqual, &[0; 4]),
+    ]
+}
+
+/// `[ ct load proto_dst => reg <register>, dir original ]`: the port that the connection was meant for.
+pub fn load_original_port(register: Register) -> Expr {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let attributes = vec![
+        number(NFTA_CT_DREG, register.into()),
+        number(NFTA_CT_KEY, CT_DESTINATION_PORT),
+        DefaultNla::new(NFTA_CT_DIRECTION, vec![ORIGINAL]),
+    ];
+    other("ct", attributes)
+}
+
+/// `dnat ip to <address> . <port>`, or `ip6`: both stand in register 1 and behind. Only in a `nat` chain.
+pub fn translate_destination(example: IpAddr) -> Expr {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let (family, port) = if example.is_ipv4() { (IPV4, Register::Reg32_01) } else { (IPV6, Register::Reg2) };
+    let attributes = vec![
+        number(NFTA_NAT_TYPE, DNAT),
+        number(NFTA_NAT_FAMILY, family.into()),
+        number(NFTA_NAT_REG_ADDR_MIN, REG_1),
+        number(NFTA_NAT_REG_PROTO_MIN, port.into()),
+    ];
+    other("nat", attributes)
 }
 
 /// `[ immediate reg 0 <verdict> ]`

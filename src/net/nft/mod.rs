@@ -177,6 +177,17 @@ impl Nft {
         Ok(answer.and_then(|body| set::parse_elements(body.get(NFGENMSG..)?).pop()))
     }
 
+    /// The elements of many keys, each `None` where it, its set or its table is not there.
+    pub fn elements_of(&mut self, set: Set, keys: &[Vec<u8>]) -> Result<Vec<Option<Element>>> {
+        let question = |key: &Vec<u8>| {
+            let deed = format!("look up an element of {set}");
+            request(deed, set.table.family, set.element_wanted(key))
+        };
+        let answers = self.socket.get_many(keys.iter().map(question).collect())?;
+        let read = |body: Vec<u8>| set::parse_elements(body.get(NFGENMSG..)?).pop();
+        Ok(answers.into_iter().map(|body| body.and_then(read)).collect())
+    }
+
     /// All elements of a set or map; none where it is not there.
     pub fn elements(&mut self, set: Set) -> Result<Vec<Element>> {
         let deed = format!("list {set}");

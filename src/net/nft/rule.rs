@@ -1,6 +1,6 @@
 //! Rules: writing them, and reading back those of one chain.
 
-use netlink_packet_core::{NlaBuffer, NlasIterator, Parseable, parse_u64_be};
+use netlink_packet_core::{DefaultNla, NlaBuffer, NlasIterator, Parseable, parse_u64_be};
 use netlink_packet_netfilter::nftables::{
     ExpressionAttribute, Expressions, ListAttribute, Lookup, NfTablesMessage, RuleAttribute, RuleMessage,
 };
@@ -15,6 +15,8 @@ use super::{attribute, attributes};
 const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_RULE_USERDATA: u16 = 7;
+const NFTA_RULE_COMPAT_PROTO: u16 = 1;
+const NFTA_RULE_COMPAT_FLAGS: u16 = 2;
 
 /// The way to the chain that a verdict names, through nested attributes (linux/netfilter/nf_tables.h).
 const NFTA_LIST_ELEM: u16 = 1;
@@ -47,8 +49,20 @@ impl Chain<'_> {
         vec![RuleAttribute::Table(self.table.name.to_owned()), RuleAttribute::Chain(self.name.to_owned())]
     }
 
-    pub(super) fn rule_added(self, expressions: Vec<Expr>, comment: Option<&str>) -> NfTablesMessage {
+    pub(super) fn rule_added(
+        self,
+        expressions: Vec<Expr>,
+        protocol: Option<u8>,
+        comment: Option<&str>,
+    ) -> NfTablesMessage {
         let mut attributes = self.attributes_of_rule();
+        attributes.extend(protocol.map(|number| {
+            let value = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+            RuleAttribute::Compat(vec![
+                value(NFTA_RULE_COMPAT_PROTO, number.into()),
+                value(NFTA_RULE_COMPAT_FLAGS, 0),
+            ])
+        }));
         attributes.push(RuleAttribute::Expressions(expressions.into_iter().map(|e| e.0).collect()));
         attributes.extend(comment.map(|text| RuleAttribute::UserData(userdata::encode(text))));
         NfTablesMessage::NewRule(RuleMessage { attributes })

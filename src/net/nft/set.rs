@@ -1,4 +1,4 @@
-//! Sets and verdict maps, and their elements.
+//! Sets and maps, and their elements.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -99,6 +99,8 @@ pub enum Carries {
     Nothing,
     /// A verdict: a verdict map.
     Verdict,
+    /// Data of these parts, side by side: a map.
+    Data(&'static [KeyType]),
 }
 
 /// A set or a map: `set bridge bridgehead guarded { type ifname . ether_addr; }`
@@ -118,19 +120,21 @@ impl fmt::Display for Set<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.carries {
             Carries::Nothing => "set",
-            Carries::Verdict => "map",
+            Carries::Verdict | Carries::Data(_) => "map",
         };
         write!(f, "{kind} {} {} {}", self.table.family.name(), self.table.name, self.name)
     }
 }
 
 /// An element of a set or map.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Element {
     /// Its key, see [`key`].
     pub key: Vec<u8>,
     /// What a verdict map does with it.
     pub verdict: Option<Verdict>,
+    /// What a map of data has for it, see [`key`]; empty in all others.
+    pub data: Vec<u8>,
     /// Whose it is.
     pub comment: Option<String>,
 }
@@ -161,23 +165,18 @@ pub fn ifname_key(name: &str) -> [u8; 16] {
 
 impl Set<'_> {
     pub(super) fn added(self, id: u32) -> NfTablesMessage {
-        let types = self.key.iter().fold(0, |number, part| number << TYPE_BITS | part.number());
-        let len = match self.key {
-            [one] => one.len(),
-            parts => parts.iter().map(|part| part.len().next_multiple_of(4)).sum(),
-        };
         // NFT_SET_CONCAT is for concatenations of intervals only.
         let flags = match self.carries {
             Carries::Nothing => SetFlags::empty(),
-            Carries::Verdict => SetFlags::Map,
+            Carries::Verdict | Carries::Data(_) => SetFlags::Map,
         };
         let mut attributes = vec![
             SetAttribute::Table(self.table.name.to_owned()),
             SetAttribute::Name(self.name.to_owned()),
             SetAttribute::Id(id),
             SetAttribute::Flags(flags),
-            SetAttribute::KeyType(types),
-            SetAttribute::KeyLen(len),
+            SetAttribute::KeyType(type_of(self.key)),
+            SetAttribute::KeyLen(len_of(self.key)),
         ];
         // Without it, nft prints a set of links' names as if they were empty. It knows better in a concatenation.
         if let [one] = self.key {
@@ -185,10 +184,13 @@ impl Set<'_> {
         } else if self.key.iter().any(|part| matches!(part, KeyType::Transport { .. })) {
             attributes.push(SetAttribute::UserData(userdata::encode_typeof(self.key)));
         }
-        if self.carries == Carries::Verdict {
-            attributes.push(SetAttribute::DataType(DATA_VERDICT));
-            attributes.push(SetAttribute::DataLen(0));
-        }
+        let (data_type, data_len) = match self.carries {
+            Carries::Nothing => return NfTablesMessage::NewSet(SetMessage { attributes }),
+            Carries::Verdict => (DATA_VERDICT, 0),
+            Carries::Data(parts) => (type_of(parts), len_of(parts)),
+        };
+        attributes.push(SetAttribute::DataType(data_type));
+        attributes.push(SetAttribute::DataLen(data_len));
         NfTablesMessage::NewSet(SetMessage { attributes })
     }
 
@@ -210,17 +212,24 @@ impl Set<'_> {
         SetElementMessage { attributes }
     }
 
-    pub(super) fn element_added(self, element: &Element) -> NfTablesMessage {
-        let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key.clone()))];
-        attributes.extend(element.verdict.as_ref().map(|v| SetElementAttribute::Data(expr::verdict_data(v))));
-        attributes.extend(
-            element.comment.as_ref().map(|text| SetElementAttribute::UserData(userdata::encode(text))),
-        );
-        NfTablesMessage::NewSetElement(self.list(vec![attributes]))
+    pub(super) fn elements_added(self, elements: &[Element]) -> NfTablesMessage {
+        let attributes = |element: &Element| {
+            let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key.clone()))];
+            if let Some(verdict) = &element.verdict {
+                attributes.push(SetElementAttribute::Data(expr::verdict_data(verdict)));
+            } else if !element.data.is_empty() {
+                attributes.push(SetElementAttribute::Data(DataAttribute::Value(element.data.clone())));
+            }
+            attributes.extend(
+                element.comment.as_ref().map(|text| SetElementAttribute::UserData(userdata::encode(text))),
+            );
+            attributes
+        };
+        NfTablesMessage::NewSetElement(self.list(elements.iter().map(attributes).collect()))
     }
 
-    pub(super) fn element_deleted(self, key: &[u8]) -> NfTablesMessage {
-        NfTablesMessage::DeleteSetElement(self.list(vec![Self::only_key(key)]))
+    pub(super) fn elements_deleted<'k>(self, keys: impl Iterator<Item = &'k [u8]>) -> NfTablesMessage {
+        NfTablesMessage::DeleteSetElement(self.list(keys.map(Self::only_key).collect()))
     }
 
     pub(super) fn element_wanted(self, key: &[u8]) -> NfTablesMessage {
@@ -242,6 +251,19 @@ impl Table<'_> {
     }
 }
 
+/// The number by which `nft` knows a key or data of parts.
+fn type_of(parts: &[KeyType]) -> u32 {
+    parts.iter().fold(0, |number, part| number << TYPE_BITS | part.number())
+}
+
+/// Its length in bytes.
+fn len_of(parts: &[KeyType]) -> u32 {
+    match parts {
+        [one] => one.len(),
+        parts => parts.iter().map(|part| part.len().next_multiple_of(4)).sum(),
+    }
+}
+
 /// The name in the attributes of a set; `None` where it cannot be read.
 pub fn parse_name(attributes: &[u8]) -> Option<String> {
     let name = attribute(attributes, NFTA_SET_NAME)?;
@@ -256,13 +278,14 @@ pub fn parse_elements(message: &[u8]) -> Vec<Element> {
 }
 
 fn parse_element(bytes: &[u8]) -> Element {
-    let mut element = Element { key: Vec::new(), verdict: None, comment: None };
+    let mut element = Element::default();
     for (kind, value) in attributes(bytes) {
         match kind {
             NFTA_SET_ELEM_KEY => {
                 element.key = attribute(value, NFTA_DATA_VALUE).unwrap_or_default().to_vec();
             }
             NFTA_SET_ELEM_DATA => {
+                element.data = attribute(value, NFTA_DATA_VALUE).unwrap_or_default().to_vec();
                 element.verdict = attribute(value, NFTA_DATA_VERDICT).and_then(|verdict| {
                     let parts = NlasIterator::new(verdict).map_while(Result::ok);
                     let parts: Vec<_> =

@@ -64,6 +64,7 @@ fn what_is_written_is_what_nft_reads() {
         key: vec![10, 1, 0, 5],
         verdict: Some(Verdict::Goto("sub".into())),
         comment: Some("net/id/eth0".into()),
+        ..Element::default()
     };
     let mut transaction = Transaction::new();
     transaction.add_element(MAP, &element);
@@ -149,7 +150,7 @@ fn a_concatenation_of_link_and_mac() {
     ];
     transaction.add_rule(pre, rule, None);
     let key = set::key(&[&set::ifname_key("veth0"), &[2, 0, 0, 0, 0, 1]]);
-    let element = Element { key, verdict: None, comment: Some("x".into()) };
+    let element = Element { key, comment: Some("x".into()), ..Element::default() };
     transaction.add_element(pairs, &element);
     let mut nft = Nft::open().unwrap();
     nft.commit(transaction).unwrap();

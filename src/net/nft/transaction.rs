@@ -25,6 +25,9 @@ const SUBSYSTEM: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u8 = 16;
 const NFNL_BATCH_GENID: u16 = 1;
 
+/// How many elements stand in one message. A list may have 65,535 bytes, and an element 240: key, data, comment.
+const ELEMENTS: usize = 256;
+
 /// How often a change is tried that somebody else's came before.
 const TRIES: usize = 3;
 
@@ -140,14 +143,22 @@ impl Transaction {
     /// `add rule <chain> <expressions> comment <comment>`, behind the last one.
     pub fn add_rule(&mut self, chain: Chain, expressions: Vec<Expr>, comment: Option<&str>) {
         let deed = format!("add a rule to {chain}");
-        let message = chain.rule_added(expressions, comment);
+        let message = chain.rule_added(expressions, None, comment);
+        self.step(deed, NLM_F_CREATE | NLM_F_APPEND, chain.table.family, message);
+    }
+
+    /// The same with the number of the transport protocol that extensions of xtables in it are told of
+    /// (`NFTA_RULE_COMPAT_PROTO`): some are for certain protocols only.
+    pub fn add_rule_of(&mut self, chain: Chain, expressions: Vec<Expr>, protocol: Option<u8>) {
+        let deed = format!("add a rule to {chain}");
+        let message = chain.rule_added(expressions, protocol, None);
         self.step(deed, NLM_F_CREATE | NLM_F_APPEND, chain.table.family, message);
     }
 
     /// `insert rule <chain> <expressions> comment <comment>`, before the first one.
     pub fn insert_rule(&mut self, chain: Chain, expressions: Vec<Expr>, comment: Option<&str>) {
         let deed = format!("insert a rule into {chain}");
-        self.step(deed, NLM_F_CREATE, chain.table.family, chain.rule_added(expressions, comment));
+        self.step(deed, NLM_F_CREATE, chain.table.family, chain.rule_added(expressions, None, comment));
     }
 
     /// `delete rule <chain> handle <handle>`
@@ -177,14 +188,38 @@ impl Transaction {
     ///
     /// An element of that key with the same verdict stays as it is, with its own comment.
     pub fn add_element(&mut self, set: Set, element: &Element) {
-        let deed = format!("add element {} to {set}", written(element));
-        self.step(deed, NLM_F_CREATE, set.table.family, set.element_added(element));
+        self.new_elements("add", NLM_F_CREATE, set, std::slice::from_ref(element));
+    }
+
+    /// `create element <set> { ... }` for many; none may be there (`EEXIST`).
+    pub fn create_elements(&mut self, set: Set, elements: &[Element]) {
+        self.new_elements("create", NLM_F_CREATE | NLM_F_EXCL, set, elements);
+    }
+
+    fn new_elements(&mut self, verb: &str, flags: u16, set: Set, elements: &[Element]) {
+        for part in elements.chunks(ELEMENTS) {
+            let more = if part.len() > 1 { " and others" } else { "" };
+            let first = part.first().map(written).unwrap_or_default();
+            let deed = format!("{verb} element {first}{more} to {set}");
+            self.step(deed, flags, set.table.family, set.elements_added(part));
+        }
     }
 
     /// `delete element <set> { <key> }`; it must be there.
     pub fn delete_element(&mut self, set: Set, key: &[u8]) {
         let deed = format!("delete element {} of {set}", hex(key));
-        self.step(deed, 0, set.table.family, set.element_deleted(key));
+        self.step(deed, 0, set.table.family, set.elements_deleted([key].into_iter()));
+    }
+
+    /// `delete element <set> { ... }` for many, which must be there.
+    pub fn delete_elements(&mut self, set: Set, keys: &[Vec<u8>]) {
+        for part in keys.chunks(ELEMENTS) {
+            let more = if part.len() > 1 { " and others" } else { "" };
+            let first = part.first().map(|key| hex(key)).unwrap_or_default();
+            let deed = format!("delete element {first}{more} of {set}");
+            let message = set.elements_deleted(part.iter().map(Vec::as_slice));
+            self.step(deed, 0, set.table.family, message);
+        }
     }
 
     /// The requests between the brackets of a batch. Only the last is acknowledged: the kernel reports a failure of

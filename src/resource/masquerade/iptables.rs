@@ -19,8 +19,10 @@ use ipnetwork::IpNetwork;
 use super::super::{Ensured, Finding, Kept};
 use super::multicast;
 use crate::net;
-use crate::net::iptables::legacy::{self, Change};
-use crate::net::iptables::{AddressMatch, Legacy, Protocol, Rule, Target, Variant, comment_of, installed};
+use crate::net::iptables::commands::Change;
+use crate::net::iptables::{
+    AddressMatch, Commands, Protocol, Rule, Target, Variant, comment_of, installed, legacy,
+};
 use crate::net::nft::{self, Base, Chain, ChainState, Hook, Kind, Nft, Transaction, repeat_if_overtaken};
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, Prefix};
@@ -56,8 +58,8 @@ impl Rules {
         let rule = |source: Option<AddressMatch>, destination: Option<AddressMatch>, target: Target| Rule {
             source,
             destination,
-            comment: comment(network, container_id),
-            target,
+            comment: Some(comment(network, container_id)),
+            ..Rule::to(target)
         };
         let mut accept = Vec::new();
         let mut entries = Vec::new();
@@ -223,7 +225,7 @@ fn leading(
 }
 
 pub(super) fn ensure_legacy(rules: &Rules) -> Result<Ensured> {
-    let legacy = Legacy::find(rules.protocol)?;
+    let legacy = Commands::find(rules.protocol, Variant::Legacy)?;
     let chain = &rules.chain;
     let mut changes = Vec::new();
     let (own, entries) = match listed(&legacy, rules.protocol, chain)? {
@@ -254,7 +256,7 @@ pub(super) fn ensure_legacy(rules: &Rules) -> Result<Ensured> {
 }
 
 /// The rules of a chain; `None` where it is not there. Nothing is executed where the kernel can say so itself.
-fn listed(legacy: &Legacy, protocol: Protocol, chain: &str) -> Result<Option<Vec<String>>> {
+fn listed(legacy: &Commands, protocol: Protocol, chain: &str) -> Result<Option<Vec<String>>> {
     if !legacy::nat_has_chain(protocol, chain)? {
         return Ok(None);
     }
@@ -287,7 +289,7 @@ pub(super) fn observe(nft: &mut Nft, attachment: &Attachment, sources: &[Prefix]
                 rules.entries.iter().for_each(|r| expect(rules.native_entry(), r, has(&entries, r)));
             }
             Variant::Legacy => {
-                let legacy = Legacy::find(protocol)?;
+                let legacy = Commands::find(protocol, Variant::Legacy)?;
                 let (own, entries) = match listed(&legacy, protocol, &rules.chain)? {
                     Some(own) => (own, legacy.nat_rules(POSTROUTING)?.unwrap_or_default()),
                     None => (Vec::new(), Vec::new()),
@@ -353,7 +355,7 @@ fn remove_legacy(protocol: Protocol, chain: &str, entries: &[Rule]) -> Result<()
     if !legacy::nat_has_chain(protocol, chain)? {
         return Ok(());
     }
-    let legacy = Legacy::find(protocol)?;
+    let legacy = Commands::find(protocol, Variant::Legacy)?;
     let jump = format!(" -j {chain}");
     let leading: Vec<String> = legacy
         .nat_rules(POSTROUTING)?
@@ -412,7 +414,7 @@ fn legacy_containers(protocol: Protocol, network: &str) -> Result<Vec<String>> {
     if !legacy::has_nat(protocol) {
         return Ok(Vec::new());
     }
-    let rules = Legacy::find(protocol)?.nat_rules(POSTROUTING)?.unwrap_or_default();
+    let rules = Commands::find(protocol, Variant::Legacy)?.nat_rules(POSTROUTING)?.unwrap_or_default();
     let container = |line: &String| {
         let (rest, chain) = line.split_once(" -j ")?;
         let (_, quoted) = rest.split_once("--comment \"")?;

@@ -75,8 +75,8 @@ impl Subnet {
 fn element(owner: &Owner, source: Prefix) -> Element {
     Element {
         key: set::address_key(source.address()),
-        verdict: None,
         comment: Some(owner.as_str().to_owned()),
+        ..Element::default()
     }
 }
 
