@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::plan::{self, Records, Resting};
 use crate::plugins::PluginType;
 use crate::resource::World;
+use crate::resource::announcement::Pending;
 use crate::spec::config::MAX_BYTES;
 use crate::spec::request::Environment;
 use crate::spec::{CniError, Code, Command, NetConf, Request, version};
@@ -44,7 +45,8 @@ pub fn run(plugin: &PluginType) -> ExitCode {
         Err(CniError::new(Code::Internal, format!("a fault in bridgehead: {text}")))
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(pending)) => pending.send_at_the_end(),
         Err(error) => {
             // A delegate's error object is passed on as it is.
             let error = CniError { cni_version: error.cni_version.clone().or(cni_version), ..error };
@@ -68,17 +70,18 @@ pub fn banner(plugin: &PluginType) -> String {
     )
 }
 
+/// Serves a call, and gives back what is to be done when the caller has its answer.
 fn serve(
     plugin: &PluginType,
     environment: &Environment,
     cni_version: &mut Option<String>,
-) -> Result<(), CniError> {
+) -> Result<Option<Pending>, CniError> {
     environment.check()?;
     let command = Command::parse(&environment.command);
     if command == Some(Command::Version) {
         let versions: Vec<&str> = plugin.versions.iter().map(|v| v.as_str()).collect();
         let answer = json!({ "cniVersion": version::CURRENT.as_str(), "supportedVersions": versions });
-        return write_stdout(&format!("{answer}\n"));
+        return write_stdout(&format!("{answer}\n")).map(|()| None);
     }
     let records = Records::new(Path::new(STATE), plugin.name);
     // The list of what is valid comes on stdin.
@@ -103,7 +106,8 @@ fn serve(
         Command::Gc => verb.gc(resting.unwrap_or_else(|| Ok(Resting::default())), &mut world),
         Command::Status | Command::Version => verb.status(&mut world),
     };
-    outcome.map_err(|error| CniError::from_chain(&error, Code::Kernel))
+    outcome.map_err(|error| CniError::from_chain(&error, Code::Kernel))?;
+    Ok(world.take_announcements())
 }
 
 /// A call whose verb is known.

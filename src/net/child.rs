@@ -3,6 +3,8 @@
 //! The kernel makes its callers wait for things that are of no use to them: for RCU after a link is gone, for memory
 //! that a transaction of nf_tables set free. A child takes such a wait over, and the runtime has its answer meanwhile.
 
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -27,6 +29,57 @@ pub fn start(keep: &[RawFd], deed: impl FnOnce() -> i32) -> Result<()> {
             unsafe { nix::libc::_exit(status) }
         }
     }
+}
+
+/// Memory for the stack of a child that this program ends with, in bytes. Only the pages that are used cost anything.
+const STACK: usize = 256 << 10;
+
+/// Ends this program with a status, and leaves a child that does one thing more.
+///
+/// The child takes over the memory of this program as it is, which is quicker than to copy the tables of it. It has let
+/// go of the caller as others have; see [`start`]. Where no child can be made, this program does it before it ends.
+pub fn end<D: FnOnce()>(status: u8, keep: &[RawFd], deed: D) -> ! {
+    let mut last = Last { keep, deed: Some(deed) };
+    let mut stack: Vec<MaybeUninit<u8>> = Vec::with_capacity(STACK);
+    let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
+    // SAFETY: what both have is the memory, and from here on this program only ends, so the child alone uses it. Nothing
+    // of it is freed: neither this frame nor the stack, since nobody returns from here.
+    let child = unsafe {
+        // As functions of C expect it.
+        let top = top.byte_sub(top.addr() % 16).cast();
+        nix::libc::clone(act::<D>, top, nix::libc::CLONE_VM, (&raw mut last).cast())
+    };
+    if child < 0 {
+        last.act();
+    }
+    // SAFETY: _exit runs nothing that the child may be using.
+    unsafe { nix::libc::_exit(status.into()) }
+}
+
+/// What is left to be done when a program ends.
+struct Last<'a, D> {
+    keep: &'a [RawFd],
+    deed: Option<D>,
+}
+
+impl<D: FnOnce()> Last<'_, D> {
+    fn act(&mut self) {
+        if let Some(deed) = self.deed.take() {
+            // The frames above are not made for panics.
+            let _ = catch_unwind(AssertUnwindSafe(deed));
+        }
+    }
+}
+
+/// Where the child of [`end`] begins.
+extern "C" fn act<D: FnOnce()>(last: *mut c_void) -> c_int {
+    // SAFETY: `end` has made it, and has left it to this child.
+    let last = unsafe { &mut *last.cast::<Last<'_, D>>() };
+    if leave_the_caller(last.keep).is_ok() {
+        last.act();
+    }
+    // SAFETY: there is nothing to be flushed.
+    unsafe { nix::libc::_exit(0) }
 }
 
 fn leave_the_caller(keep: &[RawFd]) -> nix::Result<()> {

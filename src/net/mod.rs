@@ -5,6 +5,7 @@ mod bad_input_tests;
 pub mod child;
 pub mod conntrack;
 pub mod error;
+pub mod frame;
 pub mod iptables;
 pub mod mac;
 pub mod module;
@@ -15,6 +16,7 @@ pub mod rtnl;
 pub mod sysctl;
 
 pub use error::{Error, Result};
+pub use frame::Frame;
 pub use mac::Mac;
 pub use netns::Netns;
 pub use rtnl::{Link, Rtnl};

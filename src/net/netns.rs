@@ -68,13 +68,18 @@ impl Netns {
         self.identity
     }
 
+    /// Moves the thread into the namespace for good.
+    pub fn enter(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|e| Error::new(format!("enter network namespace {}", self.path.display()), e))
+    }
+
     /// Runs a closure with the thread inside the namespace, and brings it back to `home`, where it is now.
     ///
     /// If the way back fails, the process ends: code that believes itself on the host and is not would do damage. Where
     /// the way in fails, the thread has not moved, and whoever may not enter may not enter his own namespace either.
     pub fn run<T>(&self, home: &Self, inside: impl FnOnce() -> T) -> Result<T> {
-        setns(&self.file, CloneFlags::CLONE_NEWNET)
-            .map_err(|e| Error::new(format!("enter network namespace {}", self.path.display()), e))?;
+        self.enter()?;
         let back = WayBack(home);
         let answer = inside();
         drop(back);

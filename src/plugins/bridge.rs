@@ -150,6 +150,10 @@ impl Bridge {
             resources.push(Resource::Announcement(resource::Announcement {
                 ifname: self.attachment.ifname.clone(),
                 mac,
+                // Others are announced by the kernel, once it knows that nobody else has them.
+                addresses: (ipam.ips.iter().map(|ip| ip.address.address()))
+                    .filter(|address| address.is_ipv4() || !self.detect_duplicates)
+                    .collect(),
             }));
             let gateway_link = self.gateway_vlan().map(|vlan| vlan_gateway::link_name(&self.name, vlan));
             resources.push(Resource::Neighbours(resource::Neighbours {

@@ -1,37 +1,59 @@
 //! The announcement of a pod's addresses to its neighbours.
 
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Ensured, Finding, World};
-use crate::net::Mac;
-use crate::net::rtnl::link;
+use crate::net::{Frame, Mac, Netns, child};
 
 /// A pod that tells its neighbours that it has its addresses now: by gratuitous ARP, and by unsolicited neighbour
 /// advertisements. It comes last, when the bridge port carries packets.
 ///
-/// The kernel announces addresses by itself as a link comes up, if it is told to. But the bridge port is often not ready
-/// then, so it is told to only here: it does it again when a link is given a MAC address, even the one that it has
-/// (`NETDEV_CHANGEADDR`; net/ipv4/devinet.c, net/ipv6/ndisc.c). That costs less than a socket of `AF_PACKET`, whose
-/// closing waits for RCU.
+/// A bridge carries it to every pod, and all of them hear it before the sender is done; so that an ADD does not take the
+/// longer the more pods there are, it is sent when the caller has its answer. The kernel could announce by itself as a
+/// link comes up, but the bridge port is often not ready then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
     /// The pod's interface.
     pub ifname: String,
     /// The MAC address that it has.
     pub mac: Mac,
+    /// The addresses; not those that the kernel has yet to look for duplicates of, which it announces by itself.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Announcements that wait for the caller to have its answer.
+#[derive(Debug)]
+pub struct Pending {
+    pub(super) netns: Netns,
+    pub(super) link: u32,
+    pub(super) frames: Vec<Frame>,
 }
 
 impl Announcement {
-    /// Announces.
+    /// Has the addresses announced at the end of the call, if it succeeds.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
-        for answer in world.pod()?.rtnl()?.execute(link::announce(&self.ifname, self.mac))? {
-            answer?;
-        }
+        let link = world.pod()?.existing_link(&self.ifname)?.index;
+        let frames = self.addresses.iter().map(|address| Frame::announcement(self.mac, *address)).collect();
+        world.announce_later(link, frames);
         Ok(Ensured::Present)
     }
 
     /// Nothing is left of it that could be otherwise.
     pub fn observe(&self, _: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
         Ok(Vec::new())
+    }
+}
+
+impl Pending {
+    /// Ends this program, which has succeeded, and leaves a child that sends them. Neighbours that do not hear of it find
+    /// out by themselves within seconds, so a failure is passed over.
+    pub fn send_at_the_end(self) -> ! {
+        child::end(0, &[self.netns.as_raw_fd()], || {
+            let _ = self.netns.enter().and_then(|()| Frame::send_all(&self.frames, self.link));
+        })
     }
 }

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::StateDirectory;
+use super::announcement::Pending;
 use super::bridge_use::BridgeUse;
 use crate::net::nft::{self, Nft};
 use crate::net::rtnl::Address;
 use crate::net::rtnl::removal::{self, Afterwards};
-use crate::net::{self, Link, Netns, Rtnl, conntrack};
+use crate::net::{self, Frame, Link, Netns, Rtnl, conntrack};
 use crate::spec::{CniError, Code, Request};
 
 /// The host's namespace, the pod's, the tables of the host, and the call itself.
@@ -36,6 +37,8 @@ pub struct World<'a> {
     addresses: Option<(u32, Vec<Address>)>,
     /// Addresses whose connections are to be forgotten once their pod's link is gone.
     connections: Vec<IpAddr>,
+    /// What is to be announced in the pod at the end, by the index of its link.
+    announcements: Option<(u32, Vec<Frame>)>,
     bridge_use: Option<BridgeUse>,
     /// Whether a child that outlives this program holds the connection to nf_tables too.
     child_has_nft: bool,
@@ -64,6 +67,7 @@ impl<'a> World<'a> {
             links: Vec::new(),
             addresses: None,
             connections: Vec::new(),
+            announcements: None,
             bridge_use: None,
             child_has_nft: false,
         }
@@ -195,6 +199,17 @@ impl World<'_> {
     /// outlives this call. It takes the kernel a walk through its whole table for each.
     pub fn forget_connections_later(&mut self, addresses: &[IpAddr]) {
         self.connections.extend(addresses);
+    }
+
+    /// Has frames sent by a link of the pod when all else is done and the caller has its answer.
+    pub fn announce_later(&mut self, link: u32, frames: Vec<Frame>) {
+        self.announcements = Some((link, frames)).filter(|(_, frames)| !frames.is_empty());
+    }
+
+    /// What is left to be announced, and the pod's namespace with it.
+    pub fn take_announcements(&mut self) -> Option<Pending> {
+        let (link, frames) = self.announcements.take()?;
+        Some(Pending { netns: self.pod.take()?.netns, link, frames })
     }
 
     /// Deletes a link of the pod.

@@ -4,10 +4,7 @@ use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{
-    AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkMessage,
-};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage};
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
 
 use super::{Rtnl, attributes, nested, text_of, u32_of};
@@ -242,29 +239,6 @@ pub fn set_vlan_filtering(bridge: &Link) -> Message {
 /// would wait for the kernel to settle its carrier (`linkwatch_sync_dev`, net/core/link_watch.c).
 pub fn set_alias(name: &str, alias: &str) -> Message {
     change(format!("set alias of link {name}"), LinkUnspec::new_with_name(name).alias(alias).build())
-}
-
-/// The requests that have a link announce its addresses to its neighbours: it is given the hardware address that it has,
-/// with the sysctl `arp_notify` on for IPv4. IPv6 addresses are announced with them where `ndisc_notify` is on.
-///
-/// As a message, `arp_notify` costs the same however many namespaces there are. The path of a sysctl does not: the
-/// kernel keeps the directories of all namespaces' links of one name on one chain (`proc_sys_compare`,
-/// fs/proc/proc_sysctl.c).
-pub fn announce(name: &str, mac: Mac) -> Vec<Message> {
-    let mut conf = InetDevConf::default();
-    conf.arp_notify = 1;
-    let inet = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(conf)]);
-    let notify = LinkUnspec::new_with_name(name)
-        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet]))
-        .build();
-    // In one message the kernel would look at the address first.
-    vec![
-        change(format!("set arp_notify of link {name}"), notify),
-        change(
-            format!("announce the addresses of link {name}"),
-            LinkUnspec::new_with_name(name).address(mac.0.to_vec()).build(),
-        ),
-    ]
 }
 
 /// The request that gives a link its hardware address; for a bridge it also pins it.
