@@ -13,7 +13,7 @@ mod place;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -55,6 +55,8 @@ pub struct Claim {
     path: Option<PathBuf>,
     /// None as long as there is no file.
     lock: Option<FileLock>,
+    /// Whether the file is one that this call has written, so that it can go on in it.
+    is_own: bool,
 }
 
 /// What was there at one moment, and nobody worked on; a GC may judge of nothing else.
@@ -198,13 +200,21 @@ impl Records {
         Ok(directory.map(|directory| Place { path: directory.join(file_name(attachment)) }))
     }
 
-    /// Writes a record, whole or not at all, and holds it for the claim.
+    /// Writes a record, whole or not at all, and holds it for the claim. What this call wrote before stays above it, and
+    /// does not count any more.
     pub fn write(&self, record: &Record, claim: &mut Claim) -> anyhow::Result<()> {
         if claim.path.is_none() {
             Self::check_place(&self.state)?;
         }
-        let bytes = serde_json::to_vec(record)
+        let mut bytes = serde_json::to_vec(record)
             .map_err(|e| CniError::new(Code::Internal, format!("encode an attachment's record: {e}")))?;
+        bytes.push(b'\n');
+        if let (true, Some(lock), Some(path)) = (claim.is_own, &claim.lock, &claim.path) {
+            let outcome = lock.file().write_all(&bytes).map_err(|e| state_error("write", path, &e));
+            // A line that was begun would swallow the next.
+            claim.is_own = outcome.is_ok();
+            return Ok(outcome?);
+        }
         let path = match claim.path.take() {
             Some(path) => path,
             None => self
@@ -229,6 +239,7 @@ impl Records {
         claim.path = Some(path.clone());
         match written {
             Ok(lock) => {
+                claim.is_own = lock.is_some();
                 claim.lock = lock;
                 Ok(())
             }
@@ -290,7 +301,7 @@ impl Records {
 impl Claim {
     /// The claim of what is not there.
     fn none() -> Self {
-        Self { record: None, path: None, lock: None }
+        Self { record: None, path: None, lock: None, is_own: false }
     }
 
     /// Deletes the record, or whatever stands in its place; nothing there is fine.

@@ -104,7 +104,7 @@ pub(super) fn read(path: &Path, file: &File, metadata: &fs::Metadata) -> anyhow:
     let mut bytes =
         Vec::with_capacity(usize::try_from(metadata.len().min(MAX_BYTES)).unwrap_or_default() + 1);
     file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(|e| state_error("read", path, &e))?;
-    match serde_json::from_slice(&bytes) {
+    match serde_json::from_slice(last_line(&bytes)) {
         Ok(record) => Ok(Some(record)),
         Err(e) => {
             warn!("{} is no attachment's record and is passed over: {e}", path.display());
@@ -154,4 +154,35 @@ pub(super) fn close_to_others(path: &Path, found: &fs::Metadata) {
 
 pub(super) fn state_error(verb: &str, path: &Path, error: &io::Error) -> CniError {
     CniError::new(Code::State, format!("cannot {verb} {}: {error}", path.display()))
+}
+
+/// The last line that has an end: one without has been cut off by the death of its writer. A file of an earlier version is
+/// a single line that has none.
+fn last_line(bytes: &[u8]) -> &[u8] {
+    match bytes.iter().rposition(|&byte| byte == b'\n') {
+        None => bytes,
+        Some(end) => {
+            let whole = bytes.get(..end).unwrap_or_default();
+            whole.rsplit(|&byte| byte == b'\n').next().unwrap_or_default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_whole_line_counts() {
+        for (file, line) in [
+            ("", ""),
+            ("{old}", "{old}"),
+            ("{1}\n", "{1}"),
+            ("{1}\n{2}\n", "{2}"),
+            ("{1}\n{2}\n{3", "{2}"),
+            ("{1}\n{", "{1}"),
+        ] {
+            assert_eq!(last_line(file.as_bytes()), line.as_bytes(), "{file:?}");
+        }
+    }
 }

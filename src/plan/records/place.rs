@@ -72,7 +72,7 @@ impl Place {
         }
         let record = read(&self.path, lock.file(), &metadata)?;
         let record = record.filter(|record| self.is_of(&record.attachment));
-        Ok(Some(Claim { record, path: Some(self.path.clone()), lock: Some(lock) }))
+        Ok(Some(Claim { record, path: Some(self.path.clone()), lock: Some(lock), is_own: false }))
     }
 
     /// Claims what is here, unless another call works on it or it is gone.
@@ -96,7 +96,7 @@ impl Place {
             Found::File(file) => {
                 // One under another's name says nothing of whose name it is under.
                 let record = file.read(&self.path)?.filter(|record| self.is_of(&record.attachment));
-                Some(Claim { record, path, lock: Some(file.lock) })
+                Some(Claim { record, path, lock: Some(file.lock), is_own: false })
             }
         })
     }
