@@ -15,7 +15,7 @@ use crate::spec::{CniError, CniResult, Code};
 
 pub use collect::collect;
 pub use journal::Journal;
-pub use record::Record;
+pub use record::{Cause, Record};
 pub use records::{Claim, Records, Resting};
 pub use restore::restore;
 
@@ -49,12 +49,16 @@ pub trait Plugin {
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>>;
 }
 
+/// What is done about an ADD that was not there as a whole.
+const REMAINS: &str = "remove what is left of an earlier ADD";
+
 /// ADD: makes what the plugin wants, all of it or nothing, and tells the caller.
 ///
 /// If `tell` fails, nobody knows of the attachment and nobody would remove it, so it is undone like any failure.
 ///
 /// An attachment that is there already, in the same namespace and with all in place, is answered as before. If
-/// something of it is missing, the remains are removed and it starts anew.
+/// something of it is missing, the remains are removed and it starts anew. What other entries of the chain have made
+/// that are of the same type is left alone.
 ///
 /// If it turns out that somebody flushed what all attachments share, what the others have lost is put back too, once
 /// the caller knows of this one.
@@ -70,19 +74,31 @@ pub fn add(
         // Only to tell some day that the pod is gone.
         world.pod().ok().map(|pod| pod.netns().identity())
     };
-    let mut claim = records.claim(&world.request.attachment)?;
-    if let Some(record) = &claim.record {
-        if record.netns == netns
-            && let Some(result) = &record.result
-            && check(&record.resources, world).is_ok_and(|findings| findings.is_empty())
-        {
-            debug!("{}: is there already", world.request.attachment);
-            return tell(result);
-        }
-        remove(&record.resources, world).context("remove what is left of an earlier ADD")?;
-    }
     let lease = plugin.lease();
-    let mut record = Record::begin(world.request, netns, lease.clone());
+    let cause = Cause::of(world.request);
+    let mut claim = records.claim(&world.request.attachment)?;
+    let mut others = None;
+    if let Some(record) = claim.record.take() {
+        // What makes interfaces does so once; the rest of a chain works on what is there, and may do so repeatedly.
+        let is_chained = lease.is_none() && world.request.config.has_prev_result();
+        let entry = record.entry_of(&cause).filter(|_| record.netns == netns);
+        match entry {
+            Some((entry, resources)) => {
+                if entry.answers(&cause)
+                    && let Some(result) = &entry.result
+                    && check(resources, world).is_ok_and(|findings| findings.is_empty())
+                {
+                    debug!("{}: is there already", world.request.attachment);
+                    return tell(result);
+                }
+                remove(resources, world).context(REMAINS)?;
+                others = record.without(&cause);
+            }
+            None if is_chained && record.netns == netns => others = Some(record),
+            None => remove(&record.resources, world).context(REMAINS)?,
+        }
+    }
+    let mut record = Record::begin(world.request, netns, cause, lease.clone(), others.clone());
     records.write(&record, &mut claim)?;
     let mut journal = Journal::new(world);
     let keep = |record: &Record| records.write(record, &mut claim);
@@ -99,12 +115,15 @@ pub fn add(
         }
         Err(error) => {
             let (error, is_clean) = journal.roll_back(error);
-            let kept = if is_clean {
-                claim.delete()
-            } else {
-                // What could not be undone stays recorded for the DEL that follows, but nobody is to put the rest back.
-                record.result = None;
-                records.write(&record, &mut claim)
+            let kept = match others {
+                Some(others) if is_clean => records.write(&others, &mut claim),
+                None if is_clean => claim.delete(),
+                _ => {
+                    // What could not be undone stays recorded for the DEL that follows, but nobody is to put the rest
+                    // back.
+                    record.result = None;
+                    records.write(&record, &mut claim)
+                }
             };
             match kept {
                 Ok(()) => Err(error),
@@ -130,19 +149,18 @@ fn apply(
             journal.ensure(link.clone())?;
         }
     }
-    let leased = match lease {
+    let (leased, lease) = match lease {
         Some(lease) => {
             let leased = take(lease.clone(), journal)?;
-            record.resources = vec![Resource::Lease(lease.with_addresses_of(&leased))];
-            leased
+            let lease = Resource::Lease(lease.with_addresses_of(&leased));
+            (leased, Some(lease))
         }
-        None => CniResult::default(),
+        None => (CniResult::default(), None),
     };
     let plan = plugin.plan(leased, journal.world())?;
     // A result that its version cannot express must fail before anything is made.
     plan.result.to_value(journal.world().request.config.version)?;
-    record.resources.extend(plan.resources.iter().cloned());
-    record.result = Some(plan.result.clone());
+    record.complete(lease.into_iter().chain(plan.resources.iter().cloned()).collect(), plan.result.clone());
     keep(record)?;
     for resource in plan.resources.into_iter().filter(|resource| !links.contains(resource)) {
         journal.ensure(resource)?;

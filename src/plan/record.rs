@@ -19,22 +19,124 @@ pub struct Record {
     pub netns_path: PathBuf,
     /// What tells the pod's namespace from others; none where an IPAM was not told of it.
     pub netns: Option<Identity>,
-    /// What ADD made or was about to make, oldest first.
+    /// What ADD made or was about to make, oldest first; that of all entries of this type in the chain.
     pub resources: Vec<Resource>,
     /// What ADD answered or was about to answer; none where it came to nothing.
     pub result: Option<CniResult>,
+    /// What the last ADD was asked; not known of the records that earlier versions have written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cause: Option<Cause>,
+    /// The entries before, where a chain has several of this type.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<Entry>,
+}
+
+/// What an ADD was asked. A type may stand in a chain more than once, and each time it is called with another
+/// configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    configuration: String,
+    prev_result: Option<String>,
+}
+
+impl Cause {
+    /// What this request asks.
+    pub fn of(request: &Request) -> Self {
+        let config = &request.config;
+        Self { configuration: config.digest(), prev_result: config.prev_result_digest() }
+    }
+}
+
+/// What one entry of a chain has made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    cause: Option<Cause>,
+    /// How many of the record's resources, in their order.
+    len: usize,
+    /// What its ADD answered.
+    pub result: Option<CniResult>,
+}
+
+impl Entry {
+    /// Whether its ADD was asked just this; of one that is not known it is assumed.
+    pub fn answers(&self, cause: &Cause) -> bool {
+        self.cause.as_ref().is_none_or(|own| own == cause)
+    }
+
+    /// Whether its ADD was called with this configuration.
+    fn is_of(&self, cause: &Cause) -> bool {
+        self.cause.as_ref().is_none_or(|own| own.configuration == cause.configuration)
+    }
 }
 
 impl Record {
-    /// The record before anything is known but where addresses are to come from.
-    pub fn begin(request: &Request, netns: Option<Identity>, lease: Option<Lease>) -> Self {
+    /// The record before anything is known but where addresses are to come from, and what earlier entries of the chain
+    /// have made.
+    pub fn begin(
+        request: &Request,
+        netns: Option<Identity>,
+        cause: Cause,
+        lease: Option<Lease>,
+        others: Option<Self>,
+    ) -> Self {
+        let (mut resources, mut earlier) = (Vec::new(), Vec::new());
+        if let Some(others) = others {
+            earlier = others.entries();
+            resources = others.resources;
+        }
+        resources.extend(lease.map(Resource::Lease));
         Self {
             attachment: request.attachment.clone(),
             netns_path: request.netns.clone().unwrap_or_default(),
             netns,
-            resources: lease.map(Resource::Lease).into_iter().collect(),
+            resources,
             result: None,
+            cause: Some(cause),
+            earlier,
         }
+    }
+
+    /// The entry that a configuration has made, and its resources.
+    pub fn entry_of(&self, cause: &Cause) -> Option<(Entry, &[Resource])> {
+        let mut rest = self.resources.as_slice();
+        self.entries().into_iter().find_map(|entry| {
+            let (own, others) = rest.split_at_checked(entry.len).unwrap_or((rest, &[]));
+            rest = others;
+            entry.is_of(cause).then_some((entry, own))
+        })
+    }
+
+    /// The record without the entry that a configuration has made; `None` where nothing is left.
+    pub fn without(mut self, cause: &Cause) -> Option<Self> {
+        let mut entries = self.entries();
+        let position = entries.iter().position(|entry| entry.is_of(cause))?;
+        let first = entries.iter().take(position).map(|entry| entry.len).sum();
+        let gone = entries.remove(position);
+        self.resources = self
+            .resources
+            .into_iter()
+            .enumerate()
+            .filter(|(i, _)| !(first..first + gone.len).contains(i))
+            .map(|(_, resource)| resource)
+            .collect();
+        let last = entries.pop()?;
+        Some(Self { cause: last.cause, result: last.result, earlier: entries, ..self })
+    }
+
+    /// What this ADD has made or was about to make, from now on.
+    pub fn complete(&mut self, resources: Vec<Resource>, result: CniResult) {
+        let others = self.earlier.iter().map(|entry| entry.len).sum();
+        self.resources.truncate(others);
+        self.resources.extend(resources);
+        self.result = Some(result);
+    }
+
+    /// All entries, oldest first.
+    fn entries(&self) -> Vec<Entry> {
+        let others: usize = self.earlier.iter().map(|entry| entry.len).sum();
+        let len = self.resources.len().saturating_sub(others);
+        let last = Entry { cause: self.cause.clone(), len, result: self.result.clone() };
+        self.earlier.iter().cloned().chain([last]).collect()
     }
 
     /// Whether the pod cannot live: its namespace is gone from where it was.
@@ -59,5 +161,80 @@ impl Record {
         veth.is_some_and(|veth| {
             Rtnl::open().and_then(|mut rtnl| rtnl.link(&veth.host_name)).is_ok_and(|found| found.is_none())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::resource::Forwarding;
+    use crate::spec::Command;
+    use crate::spec::request::Environment;
+
+    fn request(config: Value) -> Request {
+        let mut document = json!({"cniVersion": "1.0.0", "name": "n", "type": "tuning"});
+        document.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+        let environment =
+            Environment { container_id: "c".into(), ifname: "eth0".into(), ..Environment::default() };
+        Request::parse(Command::Add, &environment, document.to_string().into_bytes()).unwrap()
+    }
+
+    fn cause(mtu: u32) -> Cause {
+        Cause::of(&request(json!({"mtu": mtu})))
+    }
+
+    fn record(mtu: u32, resources: &[Forwarding], others: Option<Record>) -> Record {
+        let request = request(json!({"mtu": mtu}));
+        let mut record = Record::begin(&request, None, cause(mtu), None, others);
+        let resources = resources.iter().map(|it| Resource::Forwarding(*it)).collect();
+        record.complete(resources, CniResult::default());
+        record
+    }
+
+    #[test]
+    fn entries_are_found_and_taken_out_one_by_one() {
+        let (v4, v6) = (Forwarding::Ipv4, Forwarding::Ipv6);
+        let two = record(2, &[v6], Some(record(1, &[v4, v6], None)));
+        let all = record(3, &[v4], Some(two));
+        let bytes = serde_json::to_vec(&all).unwrap();
+        let all: Record = serde_json::from_slice(&bytes).unwrap();
+        let lens: Vec<_> =
+            (1..5).map(|mtu| all.entry_of(&cause(mtu)).map(|(_, resources)| resources.len())).collect();
+        assert_eq!(lens, [Some(2), Some(1), Some(1), None]);
+        let rest = all.without(&cause(1)).unwrap();
+        assert_eq!(rest.resources.len(), 2);
+        assert!(rest.entry_of(&cause(1)).is_none());
+        let rest = rest.without(&cause(3)).unwrap();
+        assert_eq!(rest.resources, [Resource::Forwarding(Forwarding::Ipv6)]);
+        assert!(rest.result.is_some());
+        assert!(rest.without(&cause(2)).is_none());
+    }
+
+    #[test]
+    fn what_runtimes_inject_makes_no_other_configuration() {
+        let plain = Cause::of(&request(json!({"mtu": 1})));
+        let injected = Cause::of(&request(json!({
+            "mtu": 1, "runtimeConfig": {"mac": "02:00:00:00:00:01"}, "args": {"cni": {}}, "cni.dev/x": 1,
+            "prevResult": {"cniVersion": "1.0.0"},
+        })));
+        assert_eq!(plain.configuration, injected.configuration);
+        assert_ne!(plain, injected);
+        assert_ne!(plain.configuration, cause(2).configuration);
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_that_of_any_configuration() {
+        let old = json!({
+            "attachment": {"network": "n", "containerId": "c", "ifname": "eth0"},
+            "netns_path": "/n", "netns": null, "resources": [{"forwarding": "ipv4"}],
+            "result": {"ips": [{"address": "10.0.0.2/24"}]},
+        });
+        let old: Record = serde_json::from_value(old).unwrap();
+        let (entry, resources) = old.entry_of(&cause(1)).unwrap();
+        assert_eq!((entry.answers(&cause(1)), resources.len()), (true, 1));
+        assert_eq!(entry.result.unwrap().ips.len(), 1);
+        assert!(old.without(&cause(1)).is_none());
     }
 }

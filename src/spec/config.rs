@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::digest::sha512_hex;
 use super::{Args, CniError, CniResult, Code, Version, json, names};
 
 /// Most bytes that a configuration may have. Real ones have a few hundred; a prevResult may add some kilobytes.
@@ -16,6 +17,12 @@ pub const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest wait for a lock that can be configured: no runtime is as patient.
 const LOCK_TIMEOUT_MAX: u64 = 3600;
+
+/// Keys of a plugin's object that are not its author's (specification section 3, "Deriving request configuration").
+const INJECTED: [&str; 6] = ["cniVersion", "cniVersions", "name", "prevResult", "runtimeConfig", "args"];
+
+/// Length of a digest: 128 bits.
+const DIGEST_CHARS: usize = 32;
 
 /// A network configuration as a plugin receives it on stdin: the plugin's own object of the conflist, with the keys
 /// that the runtime injects (specification section 3, "Deriving request configuration").
@@ -147,6 +154,26 @@ impl NetConf {
         self.get("prevResult")
             .map(|value| CniResult::of_family(value, self.version, "prevResult"))
             .transpose()
+    }
+
+    /// Whether there is a `prevResult`: the plugin does not come first in its chain.
+    pub fn has_prev_result(&self) -> bool {
+        self.get("prevResult").is_some()
+    }
+
+    /// What tells the `prevResult` from others.
+    pub fn prev_result_digest(&self) -> Option<String> {
+        self.get("prevResult").map(|value| sha512_hex(&[&value.to_string()], DIGEST_CHARS))
+    }
+
+    /// What tells what the author of the configuration has written from what else might stand there: a digest of all
+    /// that runtimes do not inject, and that is no matter of the whole list.
+    pub fn digest(&self) -> String {
+        let is_injected =
+            |key: &str| INJECTED.iter().any(|it| key.eq_ignore_ascii_case(it)) || key.starts_with("cni.dev/");
+        let own = self.document.iter().filter(|(key, _)| !is_injected(key));
+        let text: String = own.map(|(key, value)| format!("{key:?}:{value},")).collect();
+        sha512_hex(&[&text], DIGEST_CHARS)
     }
 
     /// The attachments that a GC must leave alone. libcni sends the list under two keys, one of them a historic

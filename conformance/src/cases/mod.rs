@@ -32,6 +32,7 @@ mod bridge_errors;
 mod bridge_lifecycle;
 mod bridge_links;
 mod bridge_masquerade;
+mod chained;
 mod delegation;
 mod environment;
 mod fixed;
@@ -76,6 +77,7 @@ pub fn all() -> Vec<Case> {
         versions::CASES,
         results::CASES,
         delegation::CASES,
+        chained::CASES,
         host_local_ranges::CASES,
         host_local_requests::CASES,
         host_local_store::CASES,
