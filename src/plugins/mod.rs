@@ -1,8 +1,13 @@
 //! The plugins, one file per kind: their configuration, what they want, their state.
 
 pub mod bridge;
+mod conf;
+pub mod dummy;
+mod feature;
 pub mod ipam;
 pub mod loopback;
+pub mod macvlan;
+mod sublink;
 
 use crate::plan::Plugin;
 use crate::resource::{Lease, Resource, World};

@@ -24,6 +24,7 @@ pub mod port_state;
 pub mod port_vlans;
 pub mod reserved_frames;
 pub mod spoof_guard;
+pub mod sublink;
 pub mod veth;
 pub mod vlan_gateway;
 pub mod world;
@@ -53,6 +54,7 @@ pub use port_state::PortState;
 pub use port_vlans::PortVlans;
 pub use reserved_frames::ReservedFrames;
 pub use spoof_guard::SpoofGuard;
+pub use sublink::{ForeignSublink, Sublink};
 pub use veth::{ForeignVeth, Veth};
 pub use vlan_gateway::VlanGateway;
 pub use world::World;
@@ -176,6 +178,10 @@ pub enum Resource {
     Veth(Veth),
     /// A veth pair that another suite made.
     ForeignVeth(ForeignVeth),
+    /// The pod's interface that shares a master with the host.
+    Sublink(Sublink),
+    /// A pod's interface of which there is no record.
+    ForeignSublink(ForeignSublink),
     /// VLANs of the bridge port.
     PortVlans(PortVlans),
     /// The guard against false MAC addresses.
@@ -234,6 +240,7 @@ impl Resource {
             Self::Gateway(gateway) => gateway.ensure(world),
             Self::Forwarding(forwarding) => forwarding.ensure(world),
             Self::Veth(veth) => veth.ensure(world),
+            Self::Sublink(sublink) => sublink.ensure(world),
             Self::PortVlans(vlans) => vlans.ensure(world),
             Self::MacGuard(guard) => guard.ensure(world),
             Self::SpoofGuard(guard) => guard.ensure(world),
@@ -248,7 +255,9 @@ impl Resource {
             Self::Masquerade(masquerade) => masquerade.ensure(world),
             Self::Loopback(loopback) => loopback.ensure(world),
             // What others made is only ever removed.
-            Self::ForeignVeth(_) | Self::ForeignMasquerade(_) => Ok(Ensured::Present),
+            Self::ForeignVeth(_) | Self::ForeignSublink(_) | Self::ForeignMasquerade(_) => {
+                Ok(Ensured::Present)
+            }
         }
     }
 
@@ -261,6 +270,7 @@ impl Resource {
             Self::Gateway(gateway) => gateway.observe(world),
             Self::Forwarding(forwarding) => forwarding.observe(world),
             Self::Veth(veth) => veth.observe(world),
+            Self::Sublink(sublink) => sublink.observe(world),
             Self::PortVlans(vlans) => vlans.observe(world),
             Self::MacGuard(guard) => guard.observe(world),
             Self::SpoofGuard(guard) => guard.observe(world),
@@ -274,7 +284,7 @@ impl Resource {
             Self::Announcement(announcement) => announcement.observe(world),
             Self::Masquerade(masquerade) => masquerade.observe(world),
             Self::Loopback(loopback) => loopback.observe(world),
-            Self::ForeignVeth(_) | Self::ForeignMasquerade(_) => Ok(Vec::new()),
+            Self::ForeignVeth(_) | Self::ForeignSublink(_) | Self::ForeignMasquerade(_) => Ok(Vec::new()),
         }
     }
 
@@ -295,6 +305,8 @@ impl Resource {
             | Self::Gateway(_)
             | Self::Veth(_)
             | Self::ForeignVeth(_)
+            | Self::Sublink(_)
+            | Self::ForeignSublink(_)
             | Self::PortVlans(_)
             | Self::ReservedFrames(_)
             | Self::PodLinkUp(_)
@@ -345,6 +357,8 @@ impl Resource {
             | Self::Gateway(_)
             | Self::Forwarding(_)
             | Self::ForeignVeth(_)
+            | Self::Sublink(_)
+            | Self::ForeignSublink(_)
             | Self::PortVlans(_)
             | Self::ReservedFrames(_)
             | Self::PodLinkUp(_)
@@ -368,6 +382,8 @@ impl Resource {
             Self::Forwarding(forwarding) => forwarding.remove(world),
             Self::Veth(veth) => veth.remove(world),
             Self::ForeignVeth(veth) => veth.remove(world),
+            Self::Sublink(sublink) => sublink.remove(world),
+            Self::ForeignSublink(sublink) => sublink.remove(world),
             Self::MacGuard(guard) => guard.remove(world),
             Self::SpoofGuard(guard) => guard.remove(world),
             Self::Masquerade(masquerade) => masquerade.remove(world),

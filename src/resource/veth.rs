@@ -55,7 +55,7 @@ pub fn mac_from(parts: &[&str]) -> Mac {
 }
 
 /// The alias that names an attachment's link.
-fn alias(attachment: &Attachment) -> String {
+pub(super) fn alias(attachment: &Attachment) -> String {
     let Attachment { network, container_id, ifname } = attachment;
     let mut text = format!("{network}/{container_id}/{ifname}");
     // Names are ASCII but for the interface's, which is at the end.

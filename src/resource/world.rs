@@ -225,6 +225,12 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Deletes a link of another namespace than that of the call's pod; see [`removal`].
+    pub fn remove_link_in(&mut self, netns: &Netns, link: &Link) -> net::Result<()> {
+        let home = self.home()?;
+        netns.run(&home, || removal::remove(link, None, || {}))?.map(|_| ())
+    }
+
     /// What a child is to keep and to wait for, so that nobody waits for the connection to nf_tables to be closed; see
     /// [`Nft::close_later`].
     fn lend_nft(&self) -> (Option<RawFd>, PathBuf) {

@@ -42,6 +42,7 @@ mod host_local_ranges;
 mod host_local_requests;
 mod host_local_store;
 mod loopback;
+mod macvlan;
 mod mutations;
 mod reboot;
 mod records;
@@ -52,6 +53,7 @@ mod spoof_guard;
 mod state_directory;
 mod status;
 mod store_damage;
+mod sublinks;
 mod versions;
 
 /// Lists the cases of a file: groups of functions, each with what it needs.
@@ -96,6 +98,9 @@ pub fn all() -> Vec<Case> {
         reuse::CASES,
         bridge_check::CASES,
         bridge_errors::CASES,
+        sublinks::MACVLAN,
+        macvlan::CASES,
+        sublinks::DUMMY,
         restore::CASES,
         flushed::CASES,
         records::CASES,

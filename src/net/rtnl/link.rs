@@ -7,6 +7,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage};
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
 
+use super::sublink::Settings;
 use super::{Rtnl, attributes, nested, text_of, u32_of};
 use crate::net::netlink::Message;
 use crate::net::{Mac, Netns, Result};
@@ -24,6 +25,7 @@ const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
 const IFLA_INET6_CONF: u16 = 2;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -59,6 +61,8 @@ pub struct Link {
     pub mtu: u32,
     /// Its alias, a free text of at most 255 bytes.
     pub alias: String,
+    /// The number of the group that it is in; 0 where nobody has put it into one.
+    pub group: u32,
     /// Whether it is administratively up.
     pub up: bool,
     /// Whether somebody asked by flag that it receives all packets.
@@ -67,10 +71,12 @@ pub struct Link {
     pub operational: bool,
     /// Index of the bridge (or other master) that it is a port of.
     pub master: Option<u32>,
-    /// Index of the link it is bound to: for a veth, of its peer in the peer's namespace.
+    /// Index of the link it is bound to, in the namespace of that: for a veth its peer, for a macvlan its master.
     pub peer: Option<u32>,
     /// Whether it is a bridge that filters VLANs.
     pub vlan_filtering: bool,
+    /// What it is told, where it is a macvlan, an ipvlan or a VLAN.
+    pub settings: Option<Settings>,
     /// How it is a port of a bridge, where it is one.
     pub port: Port,
     /// Whether IPv6 is known to be switched on for it: the sysctl `disable_ipv6`, without the way to its file.
@@ -105,6 +111,7 @@ impl Link {
                 IFLA_MASTER => link.master = u32_of(value),
                 IFLA_OPERSTATE => link.operational = value.first() == Some(&IF_OPER_UP),
                 IFLA_IFALIAS => link.alias = text_of(value),
+                IFLA_GROUP => link.group = u32_of(value).unwrap_or_default(),
                 IFLA_LINKINFO => link.read_info(value),
                 IFLA_AF_SPEC => link.has_ipv6 = has_ipv6(value).unwrap_or_default(),
                 _ => {}
@@ -122,6 +129,7 @@ impl Link {
                     self.vlan_filtering =
                         nested(value).any(|(k, v)| k == IFLA_BR_VLAN_FILTERING && v.first() == Some(&1));
                 }
+                IFLA_INFO_DATA => self.settings = Settings::parse(&self.kind, value),
                 IFLA_INFO_SLAVE_DATA => {
                     for (key, value) in nested(value) {
                         match key {

@@ -10,6 +10,7 @@ pub mod neighbour;
 pub mod port;
 pub mod removal;
 pub mod route;
+pub mod sublink;
 pub mod vlan;
 
 use std::os::fd::{AsFd, BorrowedFd};

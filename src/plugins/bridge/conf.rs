@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::net::Mac;
+use crate::plugins::conf::{DnsConf, requested_mac};
 use crate::resource::masquerade::Backend;
 use crate::resource::{Lease, vlan_gateway};
 use crate::spec::names::check_ifname;
@@ -48,31 +49,6 @@ struct TrunkConf {
     min_id: Option<i64>,
     max_id: Option<i64>,
     id: Option<i64>,
-}
-
-/// `dns`: whether a key is there decides if it replaces the IPAM's settings, even with an empty list.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct DnsConf {
-    nameservers: Option<Vec<String>>,
-    domain: String,
-    search: Option<Vec<String>>,
-    options: Option<Vec<String>>,
-}
-
-impl DnsConf {
-    fn into_override(self) -> Option<Dns> {
-        let is_set = self.nameservers.is_some()
-            || !self.domain.is_empty()
-            || self.search.is_some()
-            || self.options.is_some();
-        is_set.then(|| Dns {
-            nameservers: self.nameservers.unwrap_or_default(),
-            domain: self.domain,
-            search: self.search.unwrap_or_default(),
-            options: self.options.unwrap_or_default(),
-        })
-    }
 }
 
 /// What is wanted, decided.
@@ -188,22 +164,11 @@ impl Bridge {
             detect_duplicates: conf.enabledad,
             leaves_interface_down: conf.disable_container_interface,
             isolated: conf.port_isolation,
-            mac: requested_mac(request)?,
+            mac: requested_mac(request, "")?,
             dns: conf.dns.into_override(),
             lease,
         })
     }
-}
-
-fn requested_mac(request: &Request) -> Result<Option<Mac>, CniError> {
-    let Some((text, key)) = request.config.requested_mac(&request.args()?) else { return Ok(None) };
-    let mac: Mac = text.parse().map_err(|e| CniError::config(format!("{key}: {e}")))?;
-    if !mac.is_valid() {
-        return Err(CniError::config(format!(
-            "{key}: {mac} is no unicast address, so no interface can have it"
-        )));
-    }
-    Ok(Some(mac))
 }
 
 fn mtu(value: &Value) -> Result<Mtu, CniError> {

@@ -7,6 +7,7 @@ use super::conf::Bridge;
 use crate::net::module::{self, Presence};
 use crate::net::nft::{Family, Nft, Table};
 use crate::net::{Link, sysctl};
+use crate::plugins::feature::LinkKind;
 use crate::plugins::ipam;
 use crate::resource::World;
 use crate::resource::masquerade::Backend;
@@ -64,11 +65,14 @@ impl Bridge {
                     format!("bridge: {:?} already exists but is not a bridge (it is a {kind})", found.name);
                 return Err(unavailable(msg));
             }
-            None => is_at_work("bridge", "bridges (CONFIG_BRIDGE)", world)?,
+            None => {
+                let bridges = LinkKind { kind: "bridge", module: "bridge", what: "bridges (CONFIG_BRIDGE)" };
+                bridges.is_at_work(world)?
+            }
         };
         // With a port that works there have been veth pairs.
         if !found.is_some_and(|bridge| bridge.operational) {
-            is_at_work("veth", "veth pairs (CONFIG_VETH)", world)?;
+            LinkKind { kind: "veth", module: "veth", what: "veth pairs (CONFIG_VETH)" }.is_at_work(world)?;
         }
         if self.vlans.is_some() && has_bridges && !world.host()?.filters_vlans()? {
             return Err(unavailable(
@@ -100,17 +104,6 @@ impl Bridge {
             Some(Backend::Nftables) => true,
             Some(Backend::Iptables) | None => installed(Protocol::Ipv4) != Some(Variant::Legacy),
         }
-    }
-}
-
-/// Whether links of a kind, which is also the name of a module, are at work in the kernel; `false` if they would be on
-/// demand. An error of code 50 if it does not have them.
-fn is_at_work(kind: &str, what: &str, world: &mut World<'_>) -> anyhow::Result<bool> {
-    match module::presence(kind) {
-        Presence::Loaded => Ok(true),
-        Presence::Available => Ok(false),
-        Presence::Unknown if world.host()?.has_kind(kind)? => Ok(true),
-        Presence::Unknown => Err(unavailable(format!("this kernel has no {what}"))),
     }
 }
 

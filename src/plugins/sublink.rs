@@ -1,0 +1,341 @@
+//! What `macvlan`, `ipvlan`, `vlan` and `dummy` have in common: an interface in the pod that shares a master with the host
+//! or has none, addresses, routes. What such an attachment is made of is said in `Sublink::resources`.
+
+use crate::net::rtnl::sublink::{IpvlanMode, MacvlanMode, Settings};
+use crate::net::{Link, Mac};
+use crate::plan::{Plan, Plugin};
+use crate::plugins::conf::DnsConf;
+use crate::plugins::feature::LinkKind;
+use crate::plugins::ipam;
+use crate::resource::addressing::decide_next_hops;
+use crate::resource::sublink::{Mtu, Place, Sandbox, mac_of};
+use crate::resource::{self, Lease, Resource, World};
+use crate::spec::names::check_ifname;
+use crate::spec::result::{Dns, Interface};
+use crate::spec::{Attachment, CniError, CniResult, Code, Request, Version};
+
+/// Smallest MTU that IPv6 allows (RFC 8200), and smallest of IPv4 (RFC 791).
+const MTU_IPV6: u32 = 1280;
+const MTU_MIN: u32 = 68;
+/// MTU of a dummy, if nobody says: that of Ethernet.
+const MTU_DUMMY: u32 = 1500;
+
+/// The keys that are the same in several of these plugins.
+#[derive(Debug, Default)]
+pub(super) struct SharedConf {
+    pub(super) mtu: i64,
+    pub(super) link_in_container: bool,
+    pub(super) enabledad: bool,
+    pub(super) dns: DnsConf,
+}
+
+/// What is wanted, decided.
+#[derive(Clone, Debug)]
+pub(super) struct Sublink {
+    attachment: Attachment,
+    version: Version,
+    settings: Settings,
+    place: Place,
+    master: Master,
+    mtu: Option<u32>,
+    mac: Option<Mac>,
+    detect_duplicates: bool,
+    dns: Option<Dns>,
+    addresses: Addresses,
+}
+
+/// Which link is the master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Master {
+    /// None.
+    Nobody,
+    /// The one that the configuration names.
+    Named(String),
+    /// That of the default route, at the moment of the ADD.
+    OfDefaultRoute,
+}
+
+/// Where addresses come from.
+#[derive(Clone, Debug)]
+pub(super) enum Addresses {
+    /// From nowhere: the interface is for other protocols.
+    Nowhere,
+    /// From an IPAM.
+    Leased(Lease),
+}
+
+/// What the master has and what follows from it, or what the result says.
+struct Facts {
+    sandbox: Sandbox,
+    master: Option<String>,
+    mac: Option<Mac>,
+    mtu: Mtu,
+}
+
+/// What an attachment without a record may have left.
+pub(super) fn leftovers(request: &Request, kind: &str) -> Vec<Resource> {
+    let foreign = resource::ForeignSublink { attachment: request.attachment.clone(), kind: kind.to_owned() };
+    let lease = Lease::wanted_by(request).map(Resource::Lease);
+    lease.into_iter().chain([Resource::ForeignSublink(foreign)]).collect()
+}
+
+impl Sublink {
+    /// Decides on what a configuration says. `master` is decided already, as by [`Master::parse`].
+    pub(super) fn new(
+        request: &Request,
+        settings: Settings,
+        master: Master,
+        shared: SharedConf,
+    ) -> Result<Self, CniError> {
+        request.config.check_ipam()?;
+        request.config.lock_timeout()?;
+        Ok(Self {
+            attachment: request.attachment.clone(),
+            version: request.config.version,
+            settings,
+            place: if shared.link_in_container { Place::Pod } else { Place::Host },
+            master,
+            mtu: parse_mtu(shared.mtu)?,
+            mac: None,
+            detect_duplicates: shared.enabledad,
+            dns: shared.dns.into_override(),
+            addresses: Lease::wanted_by(request).map_or(Addresses::Nowhere, Addresses::Leased),
+        })
+    }
+
+    /// The same with a MAC address that somebody asks for.
+    pub(super) fn with_mac(self, mac: Option<Mac>) -> Self {
+        Self { mac, ..self }
+    }
+
+    /// The error of code 50 if an ADD could not be served now.
+    pub(super) fn status(&self, world: &mut World<'_>) -> anyhow::Result<()> {
+        let what = format!("{} links ({})", self.settings.kind(), self.settings.option());
+        let (kind, module) = (self.settings.kind(), self.settings.module());
+        LinkKind { kind, module, what: &what }.is_at_work(world)?;
+        // Nobody says of which pod.
+        if self.place == Place::Host {
+            self.look_at_master(world).map_err(|error| {
+                let error = CniError::from_chain(&error, Code::Unavailable);
+                CniError { code: Code::Unavailable as u32, ..error }
+            })?;
+        }
+        match &self.addresses {
+            Addresses::Leased(lease) => ipam::status(lease, world),
+            Addresses::Nowhere => Ok(()),
+        }
+    }
+
+    /// The master, if there is to be one, and it is fit for it.
+    fn look_at_master(&self, world: &mut World<'_>) -> anyhow::Result<Option<Link>> {
+        let whose = match self.place {
+            Place::Host => "the host",
+            Place::Pod => "the container (linkInContainer)",
+        };
+        let found = match &self.master {
+            Master::Nobody => return Ok(None),
+            Master::Named(name) => self
+                .place
+                .link(name, world)?
+                .ok_or_else(|| CniError::config(format!("master: {whose} has no link {name:?}")))?,
+            Master::OfDefaultRoute => {
+                let rtnl = match self.place {
+                    Place::Host => world.host()?,
+                    Place::Pod => world.pod()?.rtnl()?,
+                };
+                let found = match rtnl.default_route_link()? {
+                    Some(index) => rtnl.link_by_index(index)?,
+                    None => None,
+                };
+                found.ok_or_else(|| {
+                    let msg =
+                        format!("master: not given, and {whose} has no default route whose link it could be");
+                    CniError::config(msg)
+                })?
+            }
+        };
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu > found.mtu) {
+            let msg = format!("mtu: {mtu} is more than the {} of master {}", found.mtu, found.name);
+            return Err(CniError::config(msg).into());
+        }
+        if matches!(self.settings, Settings::Vlan { .. }) && !found.up {
+            let msg = format!("master: {} is down, so a VLAN of it cannot be up", found.name);
+            return Err(CniError::new(Code::Conflict, msg).into());
+        }
+        Ok(Some(found))
+    }
+
+    fn look(&self, world: &mut World<'_>) -> anyhow::Result<Facts> {
+        let master = self.look_at_master(world)?;
+        let inherited = master.as_ref().and_then(|link| link.mac);
+        let mac = match self.settings {
+            Settings::Macvlan { mode: MacvlanMode::Passthru, .. } => self.mac.or(inherited),
+            Settings::Macvlan { .. } | Settings::Dummy => {
+                Some(self.mac.unwrap_or_else(|| mac_of(&self.attachment)))
+            }
+            Settings::Ipvlan { .. } | Settings::Vlan { .. } => inherited,
+        };
+        let mtu = match self.mtu {
+            Some(mtu) => Mtu::Fixed(mtu),
+            None => Mtu::Inherited(Some(master.as_ref().map_or(MTU_DUMMY, |link| link.mtu))),
+        };
+        Ok(Facts { sandbox: sandbox(world)?, master: master.map(|link| link.name), mac, mtu })
+    }
+
+    /// What the attachment is made of. `ipam` has the addresses and the routes.
+    fn resources(&self, ipam: &CniResult, facts: &Facts) -> Vec<Resource> {
+        let ifname = &self.attachment.ifname;
+        let mut resources = vec![Resource::Sublink(resource::Sublink {
+            attachment: self.attachment.clone(),
+            sandbox: facts.sandbox.clone(),
+            settings: self.settings,
+            place: self.place,
+            master: facts.master.clone(),
+            mac: facts.mac,
+            mtu: facts.mtu,
+        })];
+        // Nothing else of these passes the host's netfilter.
+        if matches!(self.settings, Settings::Ipvlan { mode: IpvlanMode::L3s }) && !ipam.ips.is_empty() {
+            let addresses = ipam.ips.iter().map(|ip| ip.address.address()).collect();
+            resources.push(Resource::Connections(resource::Connections { addresses }));
+        }
+        if ipam.ips.iter().any(|ip| ip.address.is_ipv6()) {
+            resources.push(Resource::PodSysctls(resource::PodSysctls {
+                ifname: ifname.clone(),
+                detect_duplicates: self.detect_duplicates,
+            }));
+        }
+        resources.push(Resource::Addressing(resource::Addressing {
+            ifname: ifname.clone(),
+            addresses: ipam.ips.iter().map(|ip| ip.address).collect(),
+            routes: decide_next_hops(ipam),
+            detect_duplicates: self.detect_duplicates,
+        }));
+        resources
+    }
+
+    fn interface(&self, facts: &Facts) -> Interface {
+        let mtu = match facts.mtu {
+            Mtu::Fixed(mtu) => Some(mtu),
+            Mtu::Inherited(mtu) => mtu,
+        };
+        Interface {
+            name: self.attachment.ifname.clone(),
+            mac: facts.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+            // Decoders of older versions may refuse a key that they do not know.
+            mtu: mtu.filter(|_| self.version >= Version::V1_1_0),
+            sandbox: facts.sandbox.path.to_string_lossy().into_owned(),
+            ..Interface::default()
+        }
+    }
+}
+
+impl Plugin for Sublink {
+    fn lease(&self) -> Option<Lease> {
+        match &self.addresses {
+            Addresses::Leased(lease) => Some(lease.clone()),
+            Addresses::Nowhere => None,
+        }
+    }
+
+    fn enters_pod(&self) -> bool {
+        true
+    }
+
+    fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
+        let mut ipam = leased;
+        if self.lease().is_some() && ipam.ips.is_empty() {
+            return Err(CniError::config("ipam: IPAM plugin returned missing IP config").into());
+        }
+        for ip in &mut ipam.ips {
+            ip.interface = Some(0);
+        }
+        if let Some(dns) = &self.dns {
+            ipam.dns = dns.clone();
+        }
+        let facts = self.look(world)?;
+        if let Mtu::Fixed(mtu) | Mtu::Inherited(Some(mtu)) = facts.mtu
+            && mtu < MTU_IPV6
+            && ipam.ips.iter().any(|ip| ip.address.is_ipv6())
+        {
+            let msg = format!("mtu: {mtu} is too small for IPv6, which needs {MTU_IPV6}");
+            return Err(CniError::config(msg).into());
+        }
+        let resources = self.resources(&ipam, &facts);
+        let result = CniResult { interfaces: vec![self.interface(&facts)], ..ipam };
+        Ok(Plan { resources, result })
+    }
+
+    fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
+        let ifname = &self.attachment.ifname;
+        let sandbox = sandbox(world)?;
+        let path = sandbox.path.to_string_lossy();
+        let position = prev.interfaces.iter().position(|i| i.name == *ifname && i.sandbox == path);
+        let Some((index, interface)) = position.and_then(|i| Some((i, prev.interfaces.get(i)?))) else {
+            let msg = format!("prevResult has no interface {ifname:?} with the sandbox {path:?}");
+            return Err(CniError::config(msg).into());
+        };
+        let mut ipam = CniResult { interfaces: Vec::new(), ..prev.clone() };
+        ipam.ips.retain(|ip| ip.interface.is_none_or(|i| i == index));
+        let facts = Facts {
+            // What the default route was at the time of the ADD is not known any more.
+            master: match &self.master {
+                Master::Named(name) => Some(name.clone()),
+                Master::Nobody | Master::OfDefaultRoute => None,
+            },
+            mac: interface.mac.parse().ok(),
+            mtu: self.mtu.map_or(Mtu::Inherited(interface.mtu), Mtu::Fixed),
+            sandbox,
+        };
+        let lease = self.lease().map(|lease| Resource::Lease(lease.with_addresses_of(&ipam)));
+        Ok(lease.into_iter().chain(self.resources(&ipam, &facts)).collect())
+    }
+}
+
+impl Master {
+    /// The master that the key asks for: that of the default route where it is empty.
+    pub(super) fn parse(name: &str) -> Result<Self, CniError> {
+        if name.is_empty() {
+            return Ok(Self::OfDefaultRoute);
+        }
+        check_ifname(name).map_err(|why| CniError::config(format!("master: the name {name:?} {why}")))?;
+        Ok(Self::Named(name.to_owned()))
+    }
+}
+
+fn sandbox(world: &mut World<'_>) -> anyhow::Result<Sandbox> {
+    let netns = world.pod()?.netns();
+    Ok(Sandbox { path: netns.path().to_owned(), identity: netns.identity() })
+}
+
+/// `mtu`; 0 is the master's.
+fn parse_mtu(mtu: i64) -> Result<Option<u32>, CniError> {
+    match u32::try_from(mtu) {
+        Ok(0) => Ok(None),
+        Ok(mtu) if mtu >= MTU_MIN => Ok(Some(mtu)),
+        _ => Err(CniError::config(format!(
+            "mtu: the value {mtu} is wrong; wanted is a number from {MTU_MIN} to the MTU of the master, or 0 for that"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mtu_is_none_or_large_enough() {
+        assert_eq!((parse_mtu(0), parse_mtu(68), parse_mtu(9000)), (Ok(None), Ok(Some(68)), Ok(Some(9000))));
+        for bad in [-1, 67, i64::MIN, i64::MAX] {
+            let error = parse_mtu(bad).unwrap_err();
+            assert!(error.code == 7 && error.msg.contains(&bad.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_master_is_named_or_that_of_the_default_route() {
+        assert_eq!(Master::parse(""), Ok(Master::OfDefaultRoute));
+        assert_eq!(Master::parse("eth0"), Ok(Master::Named("eth0".to_owned())));
+        assert_eq!(Master::parse("a/b").unwrap_err().code, 7);
+    }
+}
