@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
 use crate::plan::{self, Records, Resting};
@@ -138,6 +139,12 @@ impl Verb<'_> {
     }
 
     fn gc(&self, resting: anyhow::Result<Resting>, world: &mut World<'_>) -> anyhow::Result<()> {
+        let user = geteuid();
+        if !user.is_root() {
+            // It would see no record and be refused nothing, since it finds nothing to remove.
+            let msg = format!("GC needs root, and this is user {user}");
+            return Err(CniError::new(Code::Kernel, msg).into());
+        }
         let valid = self.request.config.valid_attachments()?;
         let leftovers = (self.plugin.leftovers)(self.request);
         let lease = (self.plugin.lease)(self.request);

@@ -10,7 +10,7 @@ use bridgehead::plugins::PluginType;
 use bridgehead::registry::PLUGINS;
 
 /// Keys that a page may have without the plugin's own configuration having them: all plugins read them alike.
-const SHARED: [&str; 2] = ["ipam", "lockTimeout"];
+const SHARED: [&str; 3] = ["delegateTimeout", "ipam", "lockTimeout"];
 
 #[test]
 fn each_page_has_the_keys_of_its_plugin() {

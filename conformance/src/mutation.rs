@@ -49,12 +49,13 @@ const TEXTS: [&str; 40] = [
 ];
 
 /// Keys that some plugin reads.
-const KEYS: [&str; 34] = [
+const KEYS: [&str; 35] = [
     "addresses",
     "args",
     "bridge",
     "cniVersion",
     "dataDir",
+    "delegateTimeout",
     "dns",
     "enabledad",
     "forceAddress",

@@ -13,7 +13,7 @@ use crate::ipam::fixed::Static;
 use crate::ipam::host_local::{self, HostLocal};
 use crate::ipam::{Owner, Store};
 use crate::runtime::invoke;
-use crate::spec::config::{LOCK_TIMEOUT, ValidAttachments};
+use crate::spec::config::{DELEGATE_TIMEOUT, LOCK_TIMEOUT, ValidAttachments};
 use crate::spec::result::IpConfig;
 use crate::spec::{Attachment, CniError, CniResult, Code, Command, Request};
 
@@ -273,5 +273,10 @@ fn delegate(plugin: &str, command: Command, request: &Request) -> Result<Option<
             _ => Err(CniError::config(format!("ipam.type: {plugin:?} is no IPAM plugin"))),
         };
     }
-    invoke::delegate(plugin, command, request, invoke::DEADLINE)
+    let deadline = match (request.config.delegate_timeout(), command) {
+        // A DEL works with a configuration that is wrong.
+        (Err(_), Command::Del) => DELEGATE_TIMEOUT,
+        (timeout, _) => timeout?,
+    };
+    invoke::delegate(plugin, command, request, deadline)
 }

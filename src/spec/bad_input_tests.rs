@@ -81,6 +81,7 @@ fn key() -> impl Strategy<Value = String> {
         "cni.dev/attachments",
         "capabilities",
         "lockTimeout",
+        "delegateTimeout",
         "subnet",
         "ranges",
     ];
@@ -118,6 +119,7 @@ fn object(inner: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<Stri
 fn ask(conf: &NetConf) {
     let _ = conf.check_ipam();
     let _ = conf.ipam_lock_timeout();
+    let _ = conf.delegate_timeout();
     let _ = conf.valid_attachments();
     let _ = conf.requested_mac(&Args::default());
     if let Ok(Some(result)) = conf.prev_result() {

@@ -15,6 +15,10 @@ pub const MAX_BYTES: usize = 1 << 20;
 /// How long a call waits for a lock if the configuration does not say.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a delegate may take. The kubelet gives a pod's sandbox four minutes, and if an ADD takes that long to fail,
+/// its DEL of the same delegate must fit in, too. The reference's `dhcp` takes a minute before it gives up.
+pub const DELEGATE_TIMEOUT: Duration = Duration::from_secs(90);
+
 /// Longest wait for a lock that can be configured: no runtime is as patient.
 const LOCK_TIMEOUT_MAX: u64 = 3600;
 
@@ -141,6 +145,18 @@ impl NetConf {
         seconds("lockTimeout", self.get("lockTimeout")).map(|it| it.unwrap_or(LOCK_TIMEOUT))
     }
 
+    /// `delegateTimeout`: how long another plugin may take that is executed on this one's behalf, an IPAM; in seconds,
+    /// 90 by default.
+    ///
+    /// Errors: code 7 for what is no number of seconds.
+    pub fn delegate_timeout(&self) -> Result<Duration, CniError> {
+        let value = self.get("delegateTimeout");
+        match seconds("delegateTimeout", value)? {
+            Some(Duration::ZERO) => Err(CniError::config("delegateTimeout: 0 leaves no time for anything")),
+            given => Ok(given.unwrap_or(DELEGATE_TIMEOUT)),
+        }
+    }
+
     /// `ipam.lockTimeout`: the same for the lock on the reservations; [`NetConf::lock_timeout`] by default.
     ///
     /// Errors: code 7 for what is no number of seconds.
@@ -180,7 +196,7 @@ impl NetConf {
     /// misspelling; a key that is `null` is an empty list (Go writes an empty slice so), unlike one that is absent.
     pub fn valid_attachments(&self) -> Result<ValidAttachments, CniError> {
         for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
-            match self.document.get(key) {
+            match json::get_or_null(&self.document, key) {
                 None => {}
                 Some(Value::Null) => return Ok(ValidAttachments::Only(Vec::new())),
                 Some(value) => {

@@ -67,10 +67,13 @@ pub fn decode_object<T: DeserializeOwned>(object: &Map<String, Value>) -> Result
 
 /// The value of a key, matched without regard to case, an exact match first; `null` counts as absent.
 pub fn get<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
-    object
-        .get(key)
-        .or_else(|| object.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v))
-        .filter(|v| !v.is_null())
+    get_or_null(object, key).filter(|v| !v.is_null())
+}
+
+/// The same where `null` is a value.
+pub fn get_or_null<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    let folded = || object.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v);
+    object.get(key).or_else(folded)
 }
 
 /// The keys of a struct, as they are written in JSON: what a page of documentation must have, and no more.

@@ -21,6 +21,8 @@ cases! {
         ipam_that_fails_without_a_word_is_an_error;
         ipam_that_cannot_be_found_is_an_error;
         ipam_that_cannot_be_executed_is_an_error;
+        ipam_that_does_not_end_is_killed needs [Need::Plugin("bridgehead")];
+        a_wrong_delegate_timeout_is_refused_but_by_del needs [Need::Plugin("bridgehead")];
         a_path_is_no_plugin_type;
         ipam_gets_the_same_variables_and_bytes;
         the_first_on_the_search_path_is_executed;
@@ -127,6 +129,31 @@ fn ipam_that_cannot_be_executed_is_an_error(host: &Sandbox) -> Result<()> {
     let pod = host.pod("p")?;
     host.scratch("fakes/fake", "not a program")?;
     fails_cleanly(host, &attachment(host, &pod), &pod, "fake")
+}
+
+fn ipam_that_does_not_end_is_killed(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, &on_add("sleep 30"))?;
+    let began = std::time::Instant::now();
+    fails_cleanly(
+        host,
+        &attachment(host, &pod).set("delegateTimeout", json!(1)),
+        &pod,
+        "1 s and was killed",
+    )?;
+    equal("ended in time", began.elapsed().as_secs() < 10, true)
+}
+
+fn a_wrong_delegate_timeout_is_refused_but_by_del(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("p")?;
+    fake(host, "exit 0")?;
+    for value in [json!(0), json!(-1), json!(1.5), json!("9"), json!(3601)] {
+        let call = attachment(host, &pod).set("delegateTimeout", value);
+        let refusal = call.add().run(host)?.refused_with(7)?;
+        contains("the error", &refusal.text(), "delegateTimeout")?;
+        call.del().run(host)?.silence()?;
+    }
+    Ok(())
 }
 
 fn a_path_is_no_plugin_type(host: &Sandbox) -> Result<()> {

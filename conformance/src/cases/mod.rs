@@ -38,6 +38,7 @@ mod environment;
 mod fixed;
 mod flushed;
 mod forwarding;
+mod gc;
 mod host_local_ranges;
 mod host_local_requests;
 mod host_local_store;
@@ -104,6 +105,7 @@ pub fn all() -> Vec<Case> {
         restore::CASES,
         flushed::CASES,
         records::CASES,
+        gc::CASES,
         state_directory::CASES,
         // Last: while the kernel takes so many links away, it holds up all namespaces.
         bridge_crowd::CASES,

@@ -1,24 +1,20 @@
-//! What a plugin remembers below /run, when it is damaged, and GC by it, in every plugin.
+//! What a plugin remembers below /run, when it is damaged.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::cases;
 use super::networks::{Attachment, NEWEST, bridge, fixed, gateway4, host_local, with};
-use crate::call::Call;
 use crate::case::Need;
 use crate::expect::{equal, holds, lacks};
-use crate::pod::Pod;
 use crate::sandbox::{SCRATCH, Sandbox};
 
 /// Where records are is a matter of the suite under test; those without this program have none there.
-const TOOL: Need = Need::Plugin("bridgehead");
+pub(super) const TOOL: Need = Need::Plugin("bridgehead");
 
 /// Where the suite keeps what belongs to this boot.
 const STATE: &str = "/run/bridgehead";
@@ -44,22 +40,13 @@ cases! {
         del_waits_for_the_call_that_has_the_attachment needs [TOOL, Need::Program("flock")];
         gc_leaves_an_attachment_alone_that_a_call_works_on needs [TOOL, Need::Program("flock")];
     }
-    "gc/namespaces" {
-        gc_spares_a_namespace_whose_process_alone_has_ended needs [TOOL];
-    }
-    "gc/lists" {
-        bridge_knows_the_three_lists needs [TOOL];
-        host_local_knows_the_three_lists needs [TOOL];
-        static_knows_the_three_lists needs [TOOL];
-        loopback_knows_the_three_lists needs [TOOL];
-    }
 }
 
-fn network() -> Value {
+pub(super) fn network() -> Value {
     with(gateway4(), json!({"ipMasq": true, "ipMasqBackend": "nftables", "cniVersion": NEWEST}))
 }
 
-fn record(plugin: &str, id: &str) -> PathBuf {
+pub(super) fn record(plugin: &str, id: &str) -> PathBuf {
     Path::new(STATE).join("attachments").join(plugin).join("net").join(format!("{id}:eth0"))
 }
 
@@ -353,121 +340,4 @@ fn gc_leaves_an_attachment_alone_that_a_call_works_on(host: &Sandbox) -> Result<
     one.call.gc().set("cni.dev/valid-attachments", json!([])).run(host)?.silence()?;
     equal("leases", host.leases("net")?, ["10.20.0.2"])?;
     one.sound(host)
-}
-
-fn gc_spares_a_namespace_whose_process_alone_has_ended(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("a")?;
-    let start = || pod.inside(|| Command::new("/bin/sleep").arg("1000").spawn());
-    let (mut first, mut second) = (start()??, start()??);
-    let netns = format!("/proc/{}/ns/net", first.id());
-    let call = bridge("a", &pod, with(gateway4(), json!({"cniVersion": NEWEST}))).env("CNI_NETNS", &netns);
-    call.add().run(host)?.result()?;
-    first.kill()?;
-    first.wait()?;
-    call.gc().run(host)?.silence()?;
-    equal("leases while another process is there", host.leases("net")?, ["10.20.0.2"])?;
-    pod.ping("10.20.0.1")?;
-    second.kill()?;
-    second.wait()?;
-    pod.remove()?;
-    // The kernel takes its links away some time after the namespace.
-    while host.run(&["ip", "link", "show", "type", "veth"])?.contains("veth") {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    call.gc().run(host)?.silence()?;
-    equal("leases without the namespace", host.leases("net")?, Vec::<String>::new())
-}
-
-/// Two attachments: `dead`, whose namespace is removed, and `live`. Then GC with no list, with one, and with either
-/// form of an empty one; `left` tells who is remembered.
-fn three_lists(
-    host: &Sandbox,
-    attach: impl Fn(&str, &Pod) -> Call,
-    left: impl Fn() -> Result<Vec<String>>,
-) -> Result<()> {
-    let key = "cni.dev/valid-attachments";
-    let live = json!([{"containerID": "live", "ifname": "eth0"}]);
-    for (round, (list, wanted)) in [
-        (None, vec!["live"]),
-        (Some(live.clone()), vec!["live"]),
-        (Some(json!([])), vec![]),
-        (Some(Value::Null), vec![]),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let pods = [host.pod(&format!("dead{round}"))?, host.pod(&format!("live{round}"))?];
-        let [dead, live] = ["dead", "live"].map(|id| attach(id, &pods[usize::from(id == "live")]));
-        dead.add().run(host)?.result()?;
-        live.add().run(host)?.result()?;
-        equal("before GC", left()?, ["dead", "live"])?;
-        let [gone, _still] = pods;
-        gone.remove()?;
-        let gc = live.gc();
-        let gc = list.as_ref().map_or(gc.clone(), |list| gc.set(key, list.clone()));
-        gc.run(host)?.silence().with_context(|| format!("{list:?}"))?;
-        equal(format!("after GC with {list:?}"), left()?, wanted)?;
-        for call in [dead, live] {
-            call.del().run(host)?.silence()?;
-        }
-        equal("after DEL", left()?, Vec::<String>::new())?;
-    }
-    Ok(())
-}
-
-/// The containers that a plugin has records of.
-fn recorded(plugin: &str) -> Result<Vec<String>> {
-    let directory = record(plugin, "x").parent().map(Path::to_owned).unwrap_or_default();
-    let mut ids = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        ids.push(name.split(':').next().unwrap_or_default().to_owned());
-    }
-    ids.sort();
-    Ok(ids)
-}
-
-fn bridge_knows_the_three_lists(host: &Sandbox) -> Result<()> {
-    let network = with(gateway4(), json!({"cniVersion": NEWEST}));
-    three_lists(
-        host,
-        |id, pod| bridge(id, pod, network.clone()),
-        || {
-            let ids = recorded("bridge")?;
-            equal("leases", host.leases("net")?.len(), ids.len())?;
-            Ok(ids)
-        },
-    )
-}
-
-fn host_local_knows_the_three_lists(host: &Sandbox) -> Result<()> {
-    three_lists(
-        host,
-        |id, pod| {
-            host_local(id, json!({"subnet": "10.1.0.0/24"})).netns(pod).set("cniVersion", json!(NEWEST))
-        },
-        || {
-            let ids = recorded("host-local")?;
-            equal("leases", host.leases("net")?.len(), ids.len())?;
-            Ok(ids)
-        },
-    )
-}
-
-fn static_knows_the_three_lists(host: &Sandbox) -> Result<()> {
-    let ipam = json!({"addresses": [{"address": "10.1.0.9/24"}]});
-    three_lists(
-        host,
-        |id, pod| fixed(ipam.clone()).id(id).netns(pod).set("cniVersion", json!(NEWEST)),
-        || recorded("static"),
-    )
-}
-
-fn loopback_knows_the_three_lists(host: &Sandbox) -> Result<()> {
-    let config = json!({"cniVersion": NEWEST, "name": "net", "type": "loopback"});
-    three_lists(
-        host,
-        |id, pod| Call::new("loopback").id(id).ifname("eth0").netns(pod).config(config.clone()),
-        || recorded("loopback"),
-    )
 }

@@ -105,6 +105,7 @@ impl Bridge {
         let conf: Conf = request.config.decode()?;
         request.config.check_ipam()?;
         request.config.lock_timeout()?;
+        request.config.delegate_timeout()?;
         let name = if conf.bridge.is_empty() { "cni0".to_owned() } else { conf.bridge };
         check_ifname(&name).map_err(|why| CniError::config(format!("bridge: the name {name:?} {why}")))?;
         let lease = Lease::wanted_by(request);
