@@ -1,10 +1,17 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
-use crate::plugins::{PluginType, bridge, dummy, ipam, loopback, macvlan};
+use crate::plugins::{PluginType, bridge, dummy, ipam, loopback, macvlan, tuning};
 
 /// The plugin types, by name.
-pub const PLUGINS: &[&PluginType] =
-    &[&bridge::TYPE, &dummy::TYPE, &ipam::HOST_LOCAL, &loopback::TYPE, &macvlan::TYPE, &ipam::STATIC];
+pub const PLUGINS: &[&PluginType] = &[
+    &bridge::TYPE,
+    &dummy::TYPE,
+    &ipam::HOST_LOCAL,
+    &loopback::TYPE,
+    &macvlan::TYPE,
+    &ipam::STATIC,
+    &tuning::TYPE,
+];
 
 /// The plugin type of a name.
 pub fn find(name: &str) -> Option<&'static PluginType> {

@@ -32,6 +32,11 @@ pub fn boot_id() -> Result<String> {
         .map_err(|e| Error::from_io("read the boot ID", &e))
 }
 
+/// Gives a sysctl a value that cannot be read: one that is a command (`ipv4/route/flush`).
+pub fn write(name: &str, value: &str) -> Result<()> {
+    fs::write(path(name), value).map_err(|e| Error::from_io(format!("set sysctl net/{name} to {value}"), &e))
+}
+
 /// Gives a sysctl a value; tells whether it had another.
 ///
 /// It is read first: writing a value that is there wakes up whoever listens, and fails where /proc/sys is read-only

@@ -366,12 +366,18 @@ impl Plugin for Bridge {
         ipam.ips.retain(|ip| ip.interface.is_none_or(|i| i == index));
         let masquerade = self.decide_backend(&ipam, world)?;
         let bridge_mac = mac_of(on_host(&self.name)).or_else(|| bridge.as_ref().and_then(|l: &Link| l.mac));
+        // A later plugin that has given the pod's end another MTU has said so in the result, and looks after it.
+        let is_retuned = match (container.mtu, host.and_then(|i| i.mtu)) {
+            (Some(inside), Some(outside)) => inside != outside,
+            _ => false,
+        };
         let facts = Facts {
             // Where neither says, the bridge is missing, and that is the finding.
             bridge_mac: bridge_mac.unwrap_or(Mac([0; 6])),
             bridge_mtu: None,
             vlan_gateway_mac: vlan_gateway.and_then(|name| mac_of(on_host(&name))),
             mtu: match self.mtu {
+                _ if is_retuned => None,
                 Mtu::Fixed(mtu) => Some(mtu),
                 // What "auto" or the kernel chose then is in the result, if its version can say so.
                 Mtu::Auto | Mtu::Default => container.mtu,

@@ -8,6 +8,7 @@ pub mod ipam;
 pub mod loopback;
 pub mod macvlan;
 mod sublink;
+pub mod tuning;
 
 use crate::plan::Plugin;
 use crate::resource::{Lease, Resource, World};

@@ -13,6 +13,8 @@ pub mod file_lock;
 pub mod forwarding;
 pub mod gateway;
 pub mod lease;
+pub mod link_backup;
+pub mod link_tuning;
 pub mod loopback;
 pub mod mac_guard;
 pub mod masquerade;
@@ -25,6 +27,7 @@ pub mod port_vlans;
 pub mod reserved_frames;
 pub mod spoof_guard;
 pub mod sublink;
+pub mod sysctls;
 pub mod veth;
 pub mod vlan_gateway;
 pub mod world;
@@ -44,6 +47,7 @@ pub use file_lock::FileLock;
 pub use forwarding::Forwarding;
 pub use gateway::Gateway;
 pub use lease::Lease;
+pub use link_tuning::LinkTuning;
 pub use loopback::Loopback;
 pub use mac_guard::MacGuard;
 pub use masquerade::{ForeignMasquerade, Masquerade};
@@ -55,6 +59,7 @@ pub use port_vlans::PortVlans;
 pub use reserved_frames::ReservedFrames;
 pub use spoof_guard::SpoofGuard;
 pub use sublink::{ForeignSublink, Sublink};
+pub use sysctls::Sysctls;
 pub use veth::{ForeignVeth, Veth};
 pub use vlan_gateway::VlanGateway;
 pub use world::World;
@@ -210,6 +215,10 @@ pub enum Resource {
     ForeignMasquerade(ForeignMasquerade),
     /// The pod's loopback interface.
     Loopback(Loopback),
+    /// Attributes of the pod's interface.
+    LinkTuning(LinkTuning),
+    /// Sysctls of the pod's namespace.
+    Sysctls(Sysctls),
 }
 
 /// How long a resource lives.
@@ -217,7 +226,8 @@ pub enum Resource {
 pub enum Scope {
     /// As long as its attachment: DEL removes it.
     Attachment,
-    /// Shared by attachments: only the roll-back of the call that made it removes it, if nobody uses it yet.
+    /// Shared by attachments, or the namespace's: only the roll-back of the call that made it removes it, if nobody uses
+    /// it yet.
     Host,
 }
 
@@ -225,7 +235,11 @@ impl Resource {
     /// How long it lives.
     pub fn scope(&self) -> Scope {
         match self {
-            Self::Bridge(_) | Self::VlanGateway(_) | Self::Gateway(_) | Self::Forwarding(_) => Scope::Host,
+            Self::Bridge(_)
+            | Self::VlanGateway(_)
+            | Self::Gateway(_)
+            | Self::Forwarding(_)
+            | Self::Sysctls(_) => Scope::Host,
             _ => Scope::Attachment,
         }
     }
@@ -254,6 +268,8 @@ impl Resource {
             Self::Announcement(announcement) => announcement.ensure(world),
             Self::Masquerade(masquerade) => masquerade.ensure(world),
             Self::Loopback(loopback) => loopback.ensure(world),
+            Self::LinkTuning(tuning) => tuning.ensure(world),
+            Self::Sysctls(sysctls) => sysctls.ensure(world),
             // What others made is only ever removed.
             Self::ForeignVeth(_) | Self::ForeignSublink(_) | Self::ForeignMasquerade(_) => {
                 Ok(Ensured::Present)
@@ -284,6 +300,8 @@ impl Resource {
             Self::Announcement(announcement) => announcement.observe(world),
             Self::Masquerade(masquerade) => masquerade.observe(world),
             Self::Loopback(loopback) => loopback.observe(world),
+            Self::LinkTuning(tuning) => tuning.observe(world),
+            Self::Sysctls(sysctls) => sysctls.observe(world),
             Self::ForeignVeth(_) | Self::ForeignSublink(_) | Self::ForeignMasquerade(_) => Ok(Vec::new()),
         }
     }
@@ -317,6 +335,8 @@ impl Resource {
             | Self::Connections(_)
             | Self::Announcement(_)
             | Self::ForeignMasquerade(_)
+            | Self::LinkTuning(_)
+            | Self::Sysctls(_)
             | Self::Loopback(_) => None,
         }
     }
@@ -368,6 +388,8 @@ impl Resource {
             | Self::Neighbours(_)
             | Self::Connections(_)
             | Self::Announcement(_)
+            | Self::LinkTuning(_)
+            | Self::Sysctls(_)
             | Self::Loopback(_) => Vec::new(),
         }
     }
@@ -391,6 +413,8 @@ impl Resource {
             Self::Neighbours(neighbours) => neighbours.remove(world),
             Self::Connections(connections) => connections.remove(world),
             Self::Loopback(loopback) => loopback.remove(world),
+            Self::LinkTuning(tuning) => tuning.remove(world),
+            Self::Sysctls(sysctls) => sysctls.remove(world),
             // They go with the link.
             Self::Announcement(_)
             | Self::PortVlans(_)

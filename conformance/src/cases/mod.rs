@@ -55,6 +55,8 @@ mod state_directory;
 mod status;
 mod store_damage;
 mod sublinks;
+mod tuning;
+mod tuning_sysctl;
 mod versions;
 
 /// Lists the cases of a file: groups of functions, each with what it needs.
@@ -89,6 +91,8 @@ pub fn all() -> Vec<Case> {
         status::CASES,
         fixed::CASES,
         loopback::CASES,
+        tuning::CASES,
+        tuning_sysctl::CASES,
         mutations::CASES,
         bridge_links::CASES,
         bridge_addressing::CASES,

@@ -21,6 +21,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
@@ -42,6 +43,7 @@ const DISABLE_IPV6: usize = 26;
 /// Flags of a link (linux/if.h).
 const IFF_UP: u32 = 0x1;
 const IFF_PROMISC: u32 = 0x100;
+const IFF_ALLMULTI: u32 = 0x200;
 
 /// `IF_OPER_UP` of linux/if.h: the link can carry packets.
 const IF_OPER_UP: u8 = 6;
@@ -67,6 +69,10 @@ pub struct Link {
     pub up: bool,
     /// Whether somebody asked by flag that it receives all packets.
     pub promiscuous: bool,
+    /// Whether somebody asked by flag that it receives all multicast packets.
+    pub all_multicast: bool,
+    /// The length of its transmit queue in packets.
+    pub tx_queue_len: Option<u32>,
     /// Whether it can carry packets now.
     pub operational: bool,
     /// Index of the bridge (or other master) that it is a port of.
@@ -100,6 +106,7 @@ impl Link {
             index: body.get(4..).and_then(u32_of).unwrap_or_default(),
             up: flags & IFF_UP != 0,
             promiscuous: flags & IFF_PROMISC != 0,
+            all_multicast: flags & IFF_ALLMULTI != 0,
             ..Self::default()
         };
         for (kind, value) in attributes(body, HEADER) {
@@ -108,6 +115,7 @@ impl Link {
                 IFLA_IFNAME => link.name = text_of(value),
                 IFLA_MTU => link.mtu = u32_of(value).unwrap_or_default(),
                 IFLA_LINK => link.peer = u32_of(value),
+                IFLA_TXQLEN => link.tx_queue_len = u32_of(value),
                 IFLA_MASTER => link.master = u32_of(value),
                 IFLA_OPERSTATE => link.operational = value.first() == Some(&IF_OPER_UP),
                 IFLA_IFALIAS => link.alias = text_of(value),
@@ -230,6 +238,46 @@ pub fn set_promiscuous(link: &Link) -> Message {
     change(
         format!("set link {} promiscuous", link.name),
         LinkUnspec::new_with_index(link.index).promiscuous(true).build(),
+    )
+}
+
+/// The request that makes a link receive only its own packets again.
+pub fn unset_promiscuous(link: &Link) -> Message {
+    change(
+        format!("set link {} not promiscuous", link.name),
+        LinkUnspec::new_with_index(link.index).promiscuous(false).build(),
+    )
+}
+
+/// The request that makes a link receive all multicast packets.
+pub fn set_all_multicast(link: &Link) -> Message {
+    change(
+        format!("have link {} receive all multicast packets", link.name),
+        LinkUnspec::new_with_index(link.index).allmulticast(true).build(),
+    )
+}
+
+/// The request that makes a link receive only those multicast packets that somebody listens for.
+pub fn unset_all_multicast(link: &Link) -> Message {
+    change(
+        format!("have link {} receive not all multicast packets", link.name),
+        LinkUnspec::new_with_index(link.index).allmulticast(false).build(),
+    )
+}
+
+/// The request that gives a link its MTU in bytes.
+pub fn set_mtu(link: &Link, mtu: u32) -> Message {
+    change(
+        format!("set MTU of link {} to {mtu}", link.name),
+        LinkUnspec::new_with_index(link.index).mtu(mtu).build(),
+    )
+}
+
+/// The request that gives a link the length of its transmit queue in packets.
+pub fn set_tx_queue_len(link: &Link, len: u32) -> Message {
+    change(
+        format!("set transmit queue length of link {} to {len}", link.name),
+        LinkUnspec::new_with_index(link.index).txqueuelen(len).build(),
     )
 }
 
