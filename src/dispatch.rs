@@ -1,5 +1,6 @@
 //! One call of a plugin: environment and configuration in, result or error object out.
 
+use std::cell::Cell;
 use std::io::{IsTerminal, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -38,8 +39,9 @@ pub fn run(plugin: &PluginType) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut cni_version = None;
+    let is_told = Cell::new(false);
     // Whatever a fault in this program is, the caller gets an error object, and the journal has undone the changes.
-    let outcome = catch_unwind(AssertUnwindSafe(|| serve(plugin, &environment, &mut cni_version)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| serve(plugin, &environment, &mut cni_version, &is_told)));
     let outcome = outcome.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
@@ -48,6 +50,11 @@ pub fn run(plugin: &PluginType) -> ExitCode {
     match outcome {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(pending)) => pending.send_at_the_end(),
+        // The attachment is there, and the caller knows of it.
+        Err(error) if is_told.get() => {
+            log::error!("{error}");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             // A delegate's error object is passed on as it is.
             let error = CniError { cni_version: error.cni_version.clone().or(cni_version), ..error };
@@ -76,6 +83,7 @@ fn serve(
     plugin: &PluginType,
     environment: &Environment,
     cni_version: &mut Option<String>,
+    is_told: &Cell<bool>,
 ) -> Result<Option<Pending>, CniError> {
     environment.check()?;
     let command = Command::parse(&environment.command);
@@ -99,7 +107,7 @@ fn serve(
     request.config.check_version(plugin.versions)?;
     let mut world = World::new(&request, STATE.into());
     refuse_own_netns(&mut world, environment)?;
-    let verb = Verb { plugin, records: &records, request: &request };
+    let verb = Verb { plugin, records: &records, request: &request, is_told };
     let outcome = match command {
         Command::Add => verb.add(&mut world),
         Command::Del => plan::del(|| (plugin.leftovers)(&request), &records, &mut world),
@@ -116,6 +124,8 @@ struct Verb<'a> {
     plugin: &'a PluginType,
     records: &'a Records,
     request: &'a Request,
+    /// Whether the caller has the result of its ADD.
+    is_told: &'a Cell<bool>,
 }
 
 impl Verb<'_> {
@@ -123,7 +133,9 @@ impl Verb<'_> {
         let plugin = (self.plugin.parse)(self.request)?;
         plan::add(plugin.as_ref(), self.records, world, |result| {
             let answer = result.to_value(self.request.config.version)?;
-            Ok(write_stdout(&pretty(&answer))?)
+            write_stdout(&pretty(&answer))?;
+            self.is_told.set(true);
+            Ok(())
         })
     }
 

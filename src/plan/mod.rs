@@ -45,6 +45,11 @@ pub trait Plugin {
     /// What should exist, given the answer of the IPAM. May look at the host, but changes nothing.
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan>;
 
+    /// The plugin that goes on with the result of this one in the same call; none for most.
+    fn following(&self, _: &CniResult) -> Result<Option<Box<dyn Plugin>>, CniError> {
+        Ok(None)
+    }
+
     /// What should exist, given the result of the ADD; by this suite or by another.
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>>;
 }
@@ -149,23 +154,31 @@ fn apply(
             journal.ensure(link.clone())?;
         }
     }
-    let (leased, lease) = match lease {
+    let mut made = Vec::new();
+    let leased = match lease {
         Some(lease) => {
             let leased = take(lease.clone(), journal)?;
-            let lease = Resource::Lease(lease.with_addresses_of(&leased));
-            (leased, Some(lease))
+            made.push(Resource::Lease(lease.with_addresses_of(&leased)));
+            leased
         }
-        None => (CniResult::default(), None),
+        None => CniResult::default(),
     };
-    let plan = plugin.plan(leased, journal.world())?;
-    // A result that its version cannot express must fail before anything is made.
-    plan.result.to_value(journal.world().request.config.version)?;
-    record.complete(lease.into_iter().chain(plan.resources.iter().cloned()).collect(), plan.result.clone());
-    keep(record)?;
-    for resource in plan.resources.into_iter().filter(|resource| !links.contains(resource)) {
-        journal.ensure(resource)?;
+    let mut plan = plugin.plan(leased, journal.world())?;
+    let mut following = plugin.following(&plan.result)?;
+    loop {
+        // A result that its version cannot express must fail before anything is made.
+        plan.result.to_value(journal.world().request.config.version)?;
+        made.extend(plan.resources.iter().cloned());
+        // Only who has made all is to answer with it.
+        record.set(made.clone(), following.is_none().then(|| plan.result.clone()));
+        keep(record)?;
+        for resource in plan.resources.into_iter().filter(|resource| !links.contains(resource)) {
+            journal.ensure(resource)?;
+        }
+        let Some(next) = following else { return Ok(plan.result) };
+        plan = next.plan(CniResult::default(), journal.world())?;
+        following = next.following(&plan.result)?;
     }
-    Ok(plan.result)
 }
 
 /// Takes a lease; if no address is left, once more after those of dead attachments were reclaimed.

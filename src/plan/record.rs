@@ -123,12 +123,12 @@ impl Record {
         Some(Self { cause: last.cause, result: last.result, earlier: entries, ..self })
     }
 
-    /// What this ADD has made or was about to make, from now on.
-    pub fn complete(&mut self, resources: Vec<Resource>, result: CniResult) {
+    /// What this ADD has made or is about to make, and what it answers once it has made all.
+    pub fn set(&mut self, resources: Vec<Resource>, result: Option<CniResult>) {
         let others = self.earlier.iter().map(|entry| entry.len).sum();
         self.resources.truncate(others);
         self.resources.extend(resources);
-        self.result = Some(result);
+        self.result = result;
     }
 
     /// All entries, oldest first.
@@ -189,7 +189,7 @@ mod tests {
         let request = request(json!({"mtu": mtu}));
         let mut record = Record::begin(&request, None, cause(mtu), None, others);
         let resources = resources.iter().map(|it| Resource::Forwarding(*it)).collect();
-        record.complete(resources, CniResult::default());
+        record.set(resources, Some(CniResult::default()));
         record
     }
 
