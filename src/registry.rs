@@ -1,11 +1,12 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
-use crate::plugins::{PluginType, bridge, dummy, ipam, loopback, macvlan, tuning};
+use crate::plugins::{PluginType, bridge, dummy, firewall, ipam, loopback, macvlan, tuning};
 
 /// The plugin types, by name.
 pub const PLUGINS: &[&PluginType] = &[
     &bridge::TYPE,
     &dummy::TYPE,
+    &firewall::TYPE,
     &ipam::HOST_LOCAL,
     &loopback::TYPE,
     &macvlan::TYPE,

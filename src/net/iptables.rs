@@ -6,6 +6,7 @@
 
 pub mod commands;
 mod entries;
+pub mod filter;
 pub mod legacy;
 mod native;
 pub mod rule;
@@ -14,8 +15,9 @@ use std::path::{Path, PathBuf};
 
 use super::nft::{Family, Table};
 pub use commands::Commands;
+pub use filter::Filter;
 pub use native::comment_of;
-pub use rule::{AddressMatch, Match, Rule, Target, Transport};
+pub use rule::{AddressMatch, LinkMatch, Match, Rule, Target, Transport};
 
 /// Where commands are looked for, whatever `PATH` says: a runtime's environment is not ours to trust.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -46,6 +48,33 @@ impl Protocol {
         match self {
             Self::Ipv4 => Table::new(Family::Ip, "nat"),
             Self::Ipv6 => Table::new(Family::Ip6, "nat"),
+        }
+    }
+
+    /// The `filter` table that the nf_tables variant keeps for it.
+    pub fn filter(self) -> Table<'static> {
+        match self {
+            Self::Ipv4 => Table::new(Family::Ip, "filter"),
+            Self::Ipv6 => Table::new(Family::Ip6, "filter"),
+        }
+    }
+}
+
+/// A table of iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TableName {
+    /// `-t filter`
+    Filter,
+    /// `-t nat`
+    Nat,
+}
+
+impl TableName {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod bridge;
 mod conf;
 pub mod dummy;
 mod feature;
+pub mod firewall;
 pub mod ipam;
 pub mod loopback;
 pub mod macvlan;

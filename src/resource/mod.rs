@@ -10,6 +10,7 @@ pub mod bridge;
 pub mod bridge_use;
 pub mod connections;
 pub mod file_lock;
+pub mod firewall;
 pub mod forwarding;
 pub mod gateway;
 pub mod lease;
@@ -25,6 +26,7 @@ pub mod pod_sysctls;
 pub mod port_state;
 pub mod port_vlans;
 pub mod reserved_frames;
+mod share;
 pub mod spoof_guard;
 pub mod sublink;
 pub mod sysctls;
@@ -44,6 +46,7 @@ pub use announcement::Announcement;
 pub use bridge::Bridge;
 pub use connections::Connections;
 pub use file_lock::FileLock;
+pub use firewall::{Admission, Isolation};
 pub use forwarding::Forwarding;
 pub use gateway::Gateway;
 pub use lease::Lease;
@@ -213,6 +216,10 @@ pub enum Resource {
     Masquerade(Masquerade),
     /// What another suite left of its NAT.
     ForeignMasquerade(ForeignMasquerade),
+    /// What lets the pod's packets pass in iptables.
+    Admission(Admission),
+    /// What isolates the pod's bridge in iptables.
+    Isolation(Isolation),
     /// The pod's loopback interface.
     Loopback(Loopback),
     /// Attributes of the pod's interface.
@@ -267,6 +274,8 @@ impl Resource {
             Self::Connections(connections) => connections.ensure(world),
             Self::Announcement(announcement) => announcement.ensure(world),
             Self::Masquerade(masquerade) => masquerade.ensure(world),
+            Self::Admission(admission) => admission.ensure(world),
+            Self::Isolation(isolation) => isolation.ensure(world),
             Self::Loopback(loopback) => loopback.ensure(world),
             Self::LinkTuning(tuning) => tuning.ensure(world),
             Self::Sysctls(sysctls) => sysctls.ensure(world),
@@ -299,6 +308,8 @@ impl Resource {
             Self::Connections(connections) => connections.observe(world),
             Self::Announcement(announcement) => announcement.observe(world),
             Self::Masquerade(masquerade) => masquerade.observe(world),
+            Self::Admission(admission) => admission.observe(world),
+            Self::Isolation(isolation) => isolation.observe(world),
             Self::Loopback(loopback) => loopback.observe(world),
             Self::LinkTuning(tuning) => tuning.observe(world),
             Self::Sysctls(sysctls) => sysctls.observe(world),
@@ -317,6 +328,8 @@ impl Resource {
             Self::MacGuard(_) => Some("MAC guard"),
             Self::SpoofGuard(_) => Some("spoof guard"),
             Self::Masquerade(_) => Some("masquerade"),
+            Self::Admission(_) => Some("admission"),
+            Self::Isolation(_) => Some("isolation"),
             Self::Lease(_)
             | Self::Bridge(_)
             | Self::VlanGateway(_)
@@ -370,6 +383,12 @@ impl Resource {
             Self::MacGuard(_) => mac_guard::collect(network, kept, world).err().into_iter().collect(),
             Self::SpoofGuard(_) => spoof_guard::collect(network, kept, world).err().into_iter().collect(),
             Self::Veth(_) => veth::collect(network, kept, world),
+            Self::Admission(_) => {
+                firewall::admission::collect(network, kept, world).err().into_iter().collect()
+            }
+            Self::Isolation(_) => {
+                firewall::isolation::collect(network, kept, world).err().into_iter().collect()
+            }
             // A lease is collected by itself, and what is shared stays.
             Self::Lease(_)
             | Self::Bridge(_)
@@ -412,6 +431,8 @@ impl Resource {
             Self::ForeignMasquerade(masquerade) => masquerade.remove(world),
             Self::Neighbours(neighbours) => neighbours.remove(world),
             Self::Connections(connections) => connections.remove(world),
+            Self::Admission(admission) => admission.remove(world),
+            Self::Isolation(isolation) => isolation.remove(world),
             Self::Loopback(loopback) => loopback.remove(world),
             Self::LinkTuning(tuning) => tuning.remove(world),
             Self::Sysctls(sysctls) => sysctls.remove(world),

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{PATH, Protocol, Rule, Variant, find, installed};
+use super::{PATH, Protocol, Rule, TableName, Variant, find, installed};
 use crate::net::{Error, Result};
 
 /// How long the commands wait for the lock that they share, in seconds.
@@ -80,18 +80,40 @@ impl Commands {
         Ok(outcome.success)
     }
 
+    /// All rules of the `filter` table, a line each, as `iptables -S` prints them: chains are declared by `-P` or `-N`
+    /// first, the others begin with `-A`.
+    pub fn filter_rules(&self) -> Result<Vec<String>> {
+        let wait = LOCK_SECONDS.to_string();
+        let mut command = Command::new(&self.list);
+        command.args(["--wait", &wait, "-t", "filter", "-S"]);
+        let outcome = execute(&self.names[0], command, "", DEADLINE)?;
+        if outcome.success {
+            return Ok(outcome.said.lines().map(str::to_owned).collect());
+        }
+        Err(refused(format!("list table filter with {}", self.names[0]), outcome))
+    }
+
     /// Makes changes to the `nat` table, all or none.
     pub fn change_nat(&self, changes: &[Change]) -> Result<()> {
+        self.change(TableName::Nat, changes)
+    }
+
+    /// Makes changes to the `filter` table, all or none.
+    pub fn change_filter(&self, changes: &[Change]) -> Result<()> {
+        self.change(TableName::Filter, changes)
+    }
+
+    fn change(&self, table: TableName, changes: &[Change]) -> Result<()> {
         let wait = LOCK_SECONDS.to_string();
         let mut command = Command::new(&self.restore);
         command.args(["--noflush", "--wait", &wait]);
-        let input = script(changes);
+        let input = script(table, changes);
         let outcome = execute(&self.names[1], command, &input, DEADLINE)?;
         if outcome.success {
             return Ok(());
         }
         // It names the line, so the line is shown.
-        let deed = format!("change table nat with {}:\n{input}", self.names[1]);
+        let deed = format!("change table {} with {}:\n{input}", table.name(), self.names[1]);
         Err(refused(deed, outcome))
     }
 }
@@ -111,8 +133,8 @@ pub enum Change {
     DeleteChain(String),
 }
 
-fn script(changes: &[Change]) -> String {
-    let mut text = "*nat\n".to_owned();
+fn script(table: TableName, changes: &[Change]) -> String {
+    let mut text = format!("*{}\n", table.name());
     for change in changes {
         match change {
             Change::EmptyChain(chain) => text.push_str(&format!(":{chain} - [0:0]\n")),

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use super::{Protocol, entries};
+use super::{Protocol, TableName, entries};
 use crate::net::Result;
 
 /// Whether this namespace has legacy tables of a protocol in use. Without, nothing can be in them.
@@ -15,7 +15,12 @@ pub fn has_tables(protocol: Protocol) -> bool {
 
 /// Whether this namespace has the legacy `nat` table of a protocol.
 pub fn has_nat(protocol: Protocol) -> bool {
-    table_names(protocol).is_some_and(|names| names.lines().any(|name| name == "nat"))
+    has_table(protocol, TableName::Nat)
+}
+
+/// Whether this namespace has a legacy table of a protocol.
+pub fn has_table(protocol: Protocol, table: TableName) -> bool {
+    table_names(protocol).is_some_and(|names| names.lines().any(|name| name == table.name()))
 }
 
 /// Whether the legacy `nat` table of a protocol has a chain; nothing is executed.

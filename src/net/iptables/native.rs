@@ -20,7 +20,9 @@ use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_netfilter::nftables::Expressions;
 
 use super::Protocol;
-use super::rule::{AddressMatch, COMMENT_MAX, Match, Membership, PORTS_MAX, Rule, Target, Transport, cut};
+use super::rule::{
+    AddressMatch, COMMENT_MAX, LinkMatch, Match, Membership, PORTS_MAX, Rule, Target, Transport, cut,
+};
 use crate::net::nft::expr::{self, MetaKey, Operator, Register, Side};
 use crate::net::nft::{self, Expr, Verdict};
 
@@ -44,6 +46,15 @@ const XT_MULTIPORT_V1: usize = 48;
 const MULTIPORT_DESTINATION: u8 = 1;
 const XT_SCTP_INFO: usize = 296;
 const XT_SCTP_DEST_PORTS: u32 = 2;
+
+/// Length of struct xt_conntrack_mtinfo3 (linux/netfilter/xt_conntrack.h), rounded up to eight bytes; where its
+/// `match_flags` and `state_mask` stand, and what is in them.
+const XT_CONNTRACK: usize = 168;
+const MATCH_FLAGS: usize = 146;
+const STATE_MASK: usize = 150;
+const XT_CONNTRACK_STATE: u16 = 1;
+const ESTABLISHED: u16 = 1 << 1;
+const RELATED: u16 = 1 << 2;
 /// `XT_ADDRTYPE_LOCAL`: a bit by its number `RTN_LOCAL`.
 const ADDRESS_LOCAL: u16 = 1 << 2;
 
@@ -65,6 +76,15 @@ impl Rule {
                 Membership::NotIn => Operator::NotEqual,
             };
             expressions.extend(expr::address_in(side, operator, network));
+        }
+        for (key, test) in [(MetaKey::Iifname, &self.inbound), (MetaKey::Oifname, &self.outbound)] {
+            let Some(LinkMatch { name, membership }) = test else { continue };
+            let operator = match membership {
+                Membership::In => Operator::Equal,
+                Membership::NotIn => Operator::NotEqual,
+            };
+            expressions.push(expr::load_meta(key, Register::Reg1));
+            expressions.push(expr::compare(operator, &link_name(name)));
         }
         if let Some(comment) = &self.comment {
             let mut comment = cut(comment).as_bytes().to_vec();
@@ -91,11 +111,14 @@ impl Rule {
                     expressions.push(expr::mask(&bits.to_ne_bytes()));
                     expressions.push(expr::compare(Operator::Equal, &bits.to_ne_bytes()));
                 }
+                Match::Established => expressions.push(extension("match", "conntrack", 3, established())),
             }
         }
         expressions.push(expr::counter());
         expressions.push(match &self.target {
             Target::Accept => expr::verdict(&Verdict::Accept),
+            Target::Drop => expr::verdict(&Verdict::Drop),
+            Target::Return => expr::verdict(&Verdict::Return),
             Target::Chain(chain) => expr::verdict(&Verdict::Jump(chain.clone())),
             Target::Masquerade => extension("target", "MASQUERADE", 0, masquerade(protocol)),
             Target::Dnat(to) => extension("target", "DNAT", 2, destination(*to)),
@@ -143,6 +166,21 @@ fn masquerade(protocol: Protocol) -> Vec<u8> {
 /// struct xt_addrtype_info_v1 (linux/netfilter/xt_addrtype.h): source, destination, flags.
 fn local_destination() -> Vec<u8> {
     [&0u16.to_ne_bytes()[..], &ADDRESS_LOCAL.to_ne_bytes(), &0u32.to_ne_bytes()].concat()
+}
+
+/// A whole name, which ends with a NUL; the command writes one without for names that begin so.
+fn link_name(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.push(0);
+    bytes
+}
+
+/// struct xt_conntrack_mtinfo3, which is told of nothing but states.
+fn established() -> Vec<u8> {
+    let mut info = vec![0; XT_CONNTRACK];
+    info[MATCH_FLAGS..][..2].copy_from_slice(&XT_CONNTRACK_STATE.to_ne_bytes());
+    info[STATE_MASK..][..2].copy_from_slice(&(RELATED | ESTABLISHED).to_ne_bytes());
+    info
 }
 
 /// struct xt_sctp_info (linux/netfilter/xt_sctp.h): ranges of destination and source ports, a map of chunks and how it

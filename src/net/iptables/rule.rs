@@ -42,6 +42,27 @@ impl AddressMatch {
     }
 }
 
+/// A test of the link that a packet came by, or goes by: `-i cni0`, `! -o cni0`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkMatch {
+    /// The link's name; the whole name, without a `+` for others that begin like it.
+    pub name: String,
+    /// Whether it is that link, or is another.
+    pub membership: Membership,
+}
+
+impl LinkMatch {
+    /// That link.
+    pub fn is(name: &str) -> Self {
+        Self { name: name.to_owned(), membership: Membership::In }
+    }
+
+    /// Any other link.
+    pub fn is_not(name: &str) -> Self {
+        Self { name: name.to_owned(), membership: Membership::NotIn }
+    }
+}
+
 /// A transport protocol: `-p`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -88,6 +109,8 @@ pub enum Match {
     Ports(Vec<u16>),
     /// `-m mark --mark <bits>/<bits>`: these bits are set.
     Mark(u32),
+    /// `-m conntrack --ctstate RELATED,ESTABLISHED`: packets of connections that somebody else has begun.
+    Established,
 }
 
 /// What a rule does with a packet: `-j`.
@@ -95,6 +118,10 @@ pub enum Match {
 pub enum Target {
     /// `-j ACCEPT`
     Accept,
+    /// `-j DROP`
+    Drop,
+    /// `-j RETURN`
+    Return,
     /// `-j MASQUERADE`
     Masquerade,
     /// `-j DNAT --to-destination <address>:<port>`
@@ -112,6 +139,10 @@ pub struct Rule {
     pub source: Option<AddressMatch>,
     /// `-d`
     pub destination: Option<AddressMatch>,
+    /// `-i`
+    pub inbound: Option<LinkMatch>,
+    /// `-o`
+    pub outbound: Option<LinkMatch>,
     /// `-p`
     pub transport: Option<Transport>,
     /// `-m comment --comment`; what is longer than 255 bytes is cut.
@@ -130,6 +161,8 @@ impl Rule {
         Self {
             source: None,
             destination: None,
+            inbound: None,
+            outbound: None,
             transport: None,
             comment: None,
             matches: Vec::new(),
@@ -160,6 +193,11 @@ impl fmt::Display for Rule {
             let not = if membership == Membership::NotIn { "! " } else { "" };
             write!(f, "{not}{option} {}/{} ", network.network(), network.prefix())?;
         }
+        for (option, test) in [("-i", &self.inbound), ("-o", &self.outbound)] {
+            let Some(LinkMatch { name, membership }) = test else { continue };
+            let not = if *membership == Membership::NotIn { "! " } else { "" };
+            write!(f, "{not}{option} {name} ")?;
+        }
         if let Some(transport) = self.transport {
             write!(f, "-p {} ", transport.name())?;
         }
@@ -180,6 +218,7 @@ impl fmt::Display for Rule {
                     write!(f, "-m multiport --dports {} ", ports.join(","))?;
                 }
                 Match::Mark(bits) => write!(f, "-m mark --mark {bits:#x}/{bits:#x} ")?,
+                Match::Established => write!(f, "-m conntrack --ctstate RELATED,ESTABLISHED ")?,
             }
         }
         for word in &self.conditions {
@@ -192,6 +231,8 @@ impl fmt::Display for Rule {
         }
         match &self.target {
             Target::Accept => write!(f, "-j ACCEPT"),
+            Target::Drop => write!(f, "-j DROP"),
+            Target::Return => write!(f, "-j RETURN"),
             Target::Masquerade => write!(f, "-j MASQUERADE"),
             Target::Dnat(to) => write!(f, "-j DNAT --to-destination {to}"),
             Target::Mark(bits) => write!(f, "-j MARK --set-xmark {bits:#x}/{bits:#x}"),

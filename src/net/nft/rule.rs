@@ -68,6 +68,13 @@ impl Chain<'_> {
         NfTablesMessage::NewRule(RuleMessage { attributes })
     }
 
+    pub(super) fn rule_added_for(self, expressions: Vec<Expr>, owner: &str) -> NfTablesMessage {
+        let mut attributes = self.attributes_of_rule();
+        attributes.push(RuleAttribute::Expressions(expressions.into_iter().map(|e| e.0).collect()));
+        attributes.push(RuleAttribute::UserData(userdata::encode_owner(owner)));
+        NfTablesMessage::NewRule(RuleMessage { attributes })
+    }
+
     pub(super) fn rule_deleted(self, handle: u64) -> NfTablesMessage {
         let mut attributes = self.attributes_of_rule();
         attributes.push(RuleAttribute::Handle(handle));
@@ -99,18 +106,23 @@ pub struct Rule {
     pub handle: u64,
     /// The comment in its user data.
     pub comment: Option<String>,
+    /// Whose it is, where that is not to be seen by others.
+    pub owner: Option<String>,
     expressions: Vec<u8>,
 }
 
 impl Rule {
     /// Reads the attributes of a message; `None` without a handle.
     pub fn parse(attributes: &[u8]) -> Option<Self> {
-        let mut rule = Self { handle: 0, comment: None, expressions: Vec::new() };
+        let mut rule = Self { handle: 0, comment: None, owner: None, expressions: Vec::new() };
         for (kind, value) in super::attributes(attributes) {
             match kind {
                 NFTA_RULE_HANDLE => rule.handle = parse_u64_be(value).ok()?,
                 NFTA_RULE_EXPRESSIONS => rule.expressions = value.to_vec(),
-                NFTA_RULE_USERDATA => rule.comment = userdata::decode(value),
+                NFTA_RULE_USERDATA => {
+                    rule.comment = userdata::decode(value);
+                    rule.owner = userdata::decode_owner(value);
+                }
                 _ => {}
             }
         }

@@ -155,6 +155,13 @@ impl Transaction {
         self.step(deed, NLM_F_CREATE | NLM_F_APPEND, chain.table.family, message);
     }
 
+    /// `add rule <chain> <expressions>`, with an owner that neither `nft` nor `iptables` shows.
+    pub fn add_rule_for(&mut self, chain: Chain, expressions: Vec<Expr>, owner: &str) {
+        let deed = format!("add a rule to {chain} ({owner})");
+        let message = chain.rule_added_for(expressions, owner);
+        self.step(deed, NLM_F_CREATE | NLM_F_APPEND, chain.table.family, message);
+    }
+
     /// `insert rule <chain> <expressions> comment <comment>`, before the first one.
     pub fn insert_rule(&mut self, chain: Chain, expressions: Vec<Expr>, comment: Option<&str>) {
         let deed = format!("insert a rule into {chain}");

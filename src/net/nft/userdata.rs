@@ -7,6 +7,9 @@ use super::set::KeyType;
 
 const COMMENT: u8 = 0;
 
+/// Of our own: the list of `enum udata_type` (libnftnl/udata.h) counts from zero and has two entries.
+const OWNER: u8 = 0xb8;
+
 /// Longest comment in bytes that `nft` takes when it reads its own listing again (`NFTNL_UDATA_COMMENT_MAXLEN`).
 pub const COMMENT_MAX: usize = 128;
 
@@ -22,6 +25,19 @@ pub(super) fn encode(comment: &str) -> Vec<u8> {
     bytes.extend_from_slice(&comment.as_bytes()[..end]);
     bytes.push(0);
     bytes
+}
+
+/// An owner as user data: as [`encode`], but under a type of our own, which `nft` and `iptables` step over. For rules
+/// that others read and expect without a comment.
+pub(super) fn encode_owner(owner: &str) -> Vec<u8> {
+    let mut bytes = encode(owner);
+    bytes[0] = OWNER;
+    bytes
+}
+
+/// The owner in user data, if there is one.
+pub fn decode_owner(bytes: &[u8]) -> Option<String> {
+    entry(bytes, OWNER)
 }
 
 /// The byte order of a set's key as user data of the set, where type 0 means that (`NFTNL_UDATA_SET_KEYBYTEORDER`).
@@ -74,10 +90,14 @@ pub(super) fn encode_typeof(parts: &[KeyType]) -> Vec<u8> {
 }
 
 /// The comment in user data, if there is one.
-pub fn decode(mut bytes: &[u8]) -> Option<String> {
+pub fn decode(bytes: &[u8]) -> Option<String> {
+    entry(bytes, COMMENT)
+}
+
+fn entry(mut bytes: &[u8], wanted: u8) -> Option<String> {
     while let [kind, len, rest @ ..] = bytes {
         let value = rest.get(..usize::from(*len))?;
-        if *kind == COMMENT {
+        if *kind == wanted {
             let text = value.strip_suffix(&[0]).unwrap_or(value);
             return Some(String::from_utf8_lossy(text).into_owned());
         }
@@ -95,6 +115,8 @@ mod tests {
         assert_eq!(encode("ab"), [0, 3, b'a', b'b', 0]);
         assert_eq!(decode(&encode("net/id/eth0")).as_deref(), Some("net/id/eth0"));
         assert_eq!(decode(&encode(&"ä".repeat(100))).unwrap(), "ä".repeat(64));
+        let owner = encode_owner("net/id/eth0");
+        assert_eq!((decode(&owner), decode_owner(&owner).as_deref()), (None, Some("net/id/eth0")));
     }
 
     #[test]

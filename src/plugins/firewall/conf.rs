@@ -1,0 +1,116 @@
+//! The configuration of `firewall`: its keys as they were written, and what they mean.
+
+use serde::Deserialize;
+
+use crate::resource::World;
+use crate::resource::firewall::{Backend, Policy};
+use crate::spec::{Attachment, CniError, CniResult, Request};
+
+/// The chain for the administrator's own rules, if the configuration does not name one.
+pub(super) const ADMIN_CHAIN: &str = "CNI-ADMIN";
+
+/// Longest name of a chain that `iptables` takes (`XT_EXTENSION_MAXNAMELEN` of linux/netfilter/x_tables.h less its NUL).
+const CHAIN_MAX: usize = 28;
+
+/// The keys, as they were written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Conf {
+    backend: String,
+    iptables_admin_chain_name: String,
+    firewalld_zone: String,
+    ingress_policy: String,
+}
+
+/// What is wanted, decided.
+#[derive(Clone, Debug)]
+pub(super) struct Firewall {
+    pub(super) attachment: Attachment,
+    pub(super) prev_result: Option<CniResult>,
+    pub(super) backend: Option<Backend>,
+    pub(super) admin_chain: String,
+    pub(super) policy: Policy,
+}
+
+impl Firewall {
+    /// Decides on everything that the configuration says.
+    pub(super) fn parse(request: &Request) -> Result<Self, CniError> {
+        let conf: Conf = request.config.decode()?;
+        request.config.lock_timeout()?;
+        let backend = match conf.backend.as_str() {
+            "iptables" => Some(Backend::Iptables),
+            // Whatever else it may be, the reference chooses itself.
+            _ => None,
+        };
+        let policy = match conf.ingress_policy.as_str() {
+            "" | "open" => Policy::Open,
+            "same-bridge" => Policy::SameBridge,
+            "isolated" => Policy::Isolated,
+            text => {
+                return Err(CniError::config(format!(
+                    "ingressPolicy: unknown ingress policy {text:?}; wanted is \"open\", \"same-bridge\" or \"isolated\""
+                )));
+            }
+        };
+        Ok(Self {
+            attachment: request.attachment.clone(),
+            prev_result: request.config.prev_result()?,
+            backend,
+            admin_chain: admin_chain(conf.iptables_admin_chain_name)?,
+            policy,
+        })
+    }
+
+    /// The back end to use.
+    pub(super) fn choose_backend(&self, _: &mut World<'_>) -> anyhow::Result<Backend> {
+        Ok(self.backend.unwrap_or(Backend::Iptables))
+    }
+}
+
+/// The name of the administrator's chain, which must be one that the command takes and that is nobody else's.
+fn admin_chain(name: String) -> Result<String, CniError> {
+    if name.is_empty() {
+        return Ok(ADMIN_CHAIN.to_owned());
+    }
+    let wrong = |why: &str| Err(CniError::config(format!("iptablesAdminChainName: the name {name:?} {why}")));
+    const TAKEN: [&str; 10] = [
+        "ACCEPT",
+        "DROP",
+        "RETURN",
+        "QUEUE",
+        "INPUT",
+        "FORWARD",
+        "OUTPUT",
+        "CNI-FORWARD",
+        "CNI-ISOLATION-STAGE-1",
+        "CNI-ISOLATION-STAGE-2",
+    ];
+    if name.len() > CHAIN_MAX {
+        return wrong("is longer than 28 bytes");
+    }
+    if name.starts_with(['-', '!']) {
+        return wrong("begins with - or !, which the command takes for an option");
+    }
+    if !name.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'\\".contains(&byte)) {
+        return wrong("has a blank, a quote or a letter that is not ASCII");
+    }
+    if TAKEN.contains(&name.as_str()) {
+        return wrong("is taken; wanted is a chain of the administrator's own");
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_admin_chain_is_one_that_iptables_takes() {
+        assert_eq!(admin_chain(String::new()).unwrap(), "CNI-ADMIN");
+        assert_eq!(admin_chain("MY-RULES_2".into()).unwrap(), "MY-RULES_2");
+        for bad in ["a b", "-A", "!x", "a\"b", "FORWARD", "CNI-FORWARD", "ä", "\n", &"x".repeat(29)] {
+            let error = admin_chain(bad.to_owned()).unwrap_err();
+            assert!(error.code == 7 && error.msg.starts_with("iptablesAdminChainName: "), "{error}");
+        }
+    }
+}
