@@ -35,6 +35,8 @@ mod bridge_masquerade;
 mod chained;
 mod delegation;
 mod environment;
+mod firewall;
+mod firewall_packets;
 mod fixed;
 mod flushed;
 mod forwarding;
@@ -107,6 +109,8 @@ pub fn all() -> Vec<Case> {
         macvlan::CASES,
         sublinks::DUMMY,
         restore::CASES,
+        firewall::CASES,
+        firewall_packets::CASES,
         flushed::CASES,
         records::CASES,
         gc::CASES,
