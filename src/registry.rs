@@ -1,6 +1,6 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
-use crate::plugins::{PluginType, bridge, dummy, firewall, ipam, loopback, macvlan, tuning};
+use crate::plugins::{PluginType, bridge, dummy, firewall, ipam, loopback, macvlan, sbr, tuning};
 
 /// The plugin types, by name.
 pub const PLUGINS: &[&PluginType] = &[
@@ -10,6 +10,7 @@ pub const PLUGINS: &[&PluginType] = &[
     &ipam::HOST_LOCAL,
     &loopback::TYPE,
     &macvlan::TYPE,
+    &sbr::TYPE,
     &ipam::STATIC,
     &tuning::TYPE,
 ];

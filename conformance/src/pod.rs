@@ -156,8 +156,8 @@ impl Pod {
     /// The routes of one family (`-4` or `-6`) in one table.
     pub fn routes(&self, family: &str, table: &str) -> Result<Vec<Value>> {
         let text = self.try_run(&["ip", "-d", "-j", family, "route", "show", "table", table])?;
-        // A table without routes does not exist, which ip calls an error.
-        if text.stdout.trim().is_empty() {
+        // A table without routes does not exist, which ip calls an error, and has begun a list by then.
+        if text.stdout.trim().is_empty() || !text.status.success() {
             return Ok(Vec::new());
         }
         Ok(serde_json::from_str(&text.stdout)?)

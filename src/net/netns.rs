@@ -74,6 +74,12 @@ impl Netns {
             .map_err(|e| Error::new(format!("enter network namespace {}", self.path.display()), e))
     }
 
+    /// The file once more, to be locked: whoever locks the file of a namespace, by whatever path, has locked the namespace.
+    pub fn file(&self) -> Result<File> {
+        let failed = |e| Error::from_io(format!("open network namespace {} again", self.path.display()), &e);
+        self.file.try_clone().map_err(failed)
+    }
+
     /// Runs a closure with the thread inside the namespace, and brings it back to `home`, where it is now.
     ///
     /// If the way back fails, the process ends: code that believes itself on the host and is not would do damage. Where

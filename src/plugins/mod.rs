@@ -8,6 +8,7 @@ pub mod firewall;
 pub mod ipam;
 pub mod loopback;
 pub mod macvlan;
+pub mod sbr;
 mod sublink;
 pub mod tuning;
 

@@ -27,6 +27,7 @@ pub mod port_state;
 pub mod port_vlans;
 pub mod reserved_frames;
 mod share;
+pub mod source_routing;
 pub mod spoof_guard;
 pub mod sublink;
 pub mod sysctls;
@@ -60,6 +61,7 @@ pub use pod_sysctls::PodSysctls;
 pub use port_state::PortState;
 pub use port_vlans::PortVlans;
 pub use reserved_frames::ReservedFrames;
+pub use source_routing::{ForeignSourceRouting, SourceRouting};
 pub use spoof_guard::SpoofGuard;
 pub use sublink::{ForeignSublink, Sublink};
 pub use sysctls::Sysctls;
@@ -226,6 +228,10 @@ pub enum Resource {
     LinkTuning(LinkTuning),
     /// Sysctls of the pod's namespace.
     Sysctls(Sysctls),
+    /// Rules and tables of the pod's interface.
+    SourceRouting(SourceRouting),
+    /// Rules that nobody has a record of.
+    ForeignSourceRouting(ForeignSourceRouting),
 }
 
 /// How long a resource lives.
@@ -279,6 +285,8 @@ impl Resource {
             Self::Loopback(loopback) => loopback.ensure(world),
             Self::LinkTuning(tuning) => tuning.ensure(world),
             Self::Sysctls(sysctls) => sysctls.ensure(world),
+            Self::SourceRouting(routing) => routing.ensure(world),
+            Self::ForeignSourceRouting(_) => Ok(Ensured::Present),
             // What others made is only ever removed.
             Self::ForeignVeth(_) | Self::ForeignSublink(_) | Self::ForeignMasquerade(_) => {
                 Ok(Ensured::Present)
@@ -313,6 +321,8 @@ impl Resource {
             Self::Loopback(loopback) => loopback.observe(world),
             Self::LinkTuning(tuning) => tuning.observe(world),
             Self::Sysctls(sysctls) => sysctls.observe(world),
+            Self::SourceRouting(routing) => routing.observe(world),
+            Self::ForeignSourceRouting(_) => Ok(Vec::new()),
             Self::ForeignVeth(_) | Self::ForeignSublink(_) | Self::ForeignMasquerade(_) => Ok(Vec::new()),
         }
     }
@@ -350,6 +360,8 @@ impl Resource {
             | Self::ForeignMasquerade(_)
             | Self::LinkTuning(_)
             | Self::Sysctls(_)
+            | Self::SourceRouting(_)
+            | Self::ForeignSourceRouting(_)
             | Self::Loopback(_) => None,
         }
     }
@@ -409,6 +421,8 @@ impl Resource {
             | Self::Announcement(_)
             | Self::LinkTuning(_)
             | Self::Sysctls(_)
+            | Self::SourceRouting(_)
+            | Self::ForeignSourceRouting(_)
             | Self::Loopback(_) => Vec::new(),
         }
     }
@@ -436,6 +450,8 @@ impl Resource {
             Self::Loopback(loopback) => loopback.remove(world),
             Self::LinkTuning(tuning) => tuning.remove(world),
             Self::Sysctls(sysctls) => sysctls.remove(world),
+            Self::SourceRouting(routing) => routing.remove(world),
+            Self::ForeignSourceRouting(routing) => routing.remove(world),
             // They go with the link.
             Self::Announcement(_)
             | Self::PortVlans(_)

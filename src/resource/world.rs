@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use super::FileLock;
 use super::StateDirectory;
 use super::announcement::Pending;
 use super::bridge_use::BridgeUse;
@@ -52,6 +53,7 @@ pub struct Pod {
     rtnl: Option<Rtnl>,
     /// The interface that is being configured, once it is there.
     link: Option<Link>,
+    lock: Option<FileLock>,
 }
 
 impl<'a> World<'a> {
@@ -114,7 +116,7 @@ impl<'a> World<'a> {
                 let path =
                     self.request.netns.as_deref().ok_or_else(|| invalid("CNI_NETNS is not given".into()))?;
                 let netns = Netns::open(path).map_err(|e| invalid(format!("CNI_NETNS: {e}")))?;
-                Ok(empty.insert(Pod { netns, home, rtnl: None, link: None }))
+                Ok(empty.insert(Pod { netns, home, rtnl: None, link: None, lock: None }))
             }
         }
     }
@@ -312,6 +314,18 @@ impl Pod {
     /// The namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// Keeps other calls, also those of the reference, from choosing tables in this namespace until this call ends: as the
+    /// reference does, by a lock on the namespace's own file.
+    ///
+    /// Errors: code 11 names who has it and does not come to an end.
+    pub fn lock(&mut self, patience: Duration) -> anyhow::Result<()> {
+        if self.lock.is_none() {
+            let lock = FileLock::take(self.netns.file()?, self.netns.path(), patience)?;
+            self.lock = Some(lock);
+        }
+        Ok(())
     }
 
     /// rtnetlink of the pod.

@@ -52,6 +52,7 @@ mod records;
 mod restore;
 mod results;
 mod reuse;
+mod sbr;
 mod spoof_guard;
 mod state_directory;
 mod status;
@@ -93,6 +94,7 @@ pub fn all() -> Vec<Case> {
         status::CASES,
         fixed::CASES,
         loopback::CASES,
+        sbr::CASES,
         tuning::CASES,
         tuning_sysctl::CASES,
         mutations::CASES,

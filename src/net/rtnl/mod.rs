@@ -8,8 +8,10 @@ pub mod feature;
 pub mod link;
 pub mod neighbour;
 pub mod port;
+pub mod raw_route;
 pub mod removal;
 pub mod route;
+pub mod rule;
 pub mod sublink;
 pub mod vlan;
 

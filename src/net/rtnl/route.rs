@@ -15,14 +15,14 @@ use crate::net::Result;
 use crate::net::netlink::Message;
 
 /// Length of struct rtmsg (linux/rtnetlink.h).
-const HEADER: usize = 12;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
+pub(super) const HEADER: usize = 12;
+pub(super) const RTA_DST: u16 = 1;
+pub(super) const RTA_OIF: u16 = 4;
+pub(super) const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_METRICS: u16 = 8;
-const RTA_MULTIPATH: u16 = 9;
-const RTA_TABLE: u16 = 15;
+pub(super) const RTA_MULTIPATH: u16 = 9;
+pub(super) const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 const RTN_UNICAST: u8 = 1;
@@ -100,7 +100,7 @@ pub fn add(link: &Link, route: &Route) -> Message {
     Message::new(deed, NLM_F_CREATE, RouteNetlinkMessage::NewRoute(message(link, route)))
 }
 
-fn message(link: &Link, route: &Route) -> RouteMessage {
+pub(super) fn message(link: &Link, route: &Route) -> RouteMessage {
     let mut message = match route.dst {
         IpAddr::V4(dst) => RouteMessageBuilder::<Ipv4Addr>::new()
             .output_interface(link.index)
