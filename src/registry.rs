@@ -1,9 +1,10 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
-use crate::plugins::{PluginType, bridge, dummy, firewall, ipam, loopback, macvlan, sbr, tuning};
+use crate::plugins::{PluginType, bandwidth, bridge, dummy, firewall, ipam, loopback, macvlan, sbr, tuning};
 
 /// The plugin types, by name.
 pub const PLUGINS: &[&PluginType] = &[
+    &bandwidth::TYPE,
     &bridge::TYPE,
     &dummy::TYPE,
     &firewall::TYPE,

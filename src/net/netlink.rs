@@ -245,6 +245,17 @@ impl Socket {
         Ok(found)
     }
 
+    /// Asks for one object of a kind that the kernel may pass over in silence, so that the acknowledgement has to tell
+    /// the end. `None` where there is none (`ENOENT`, `ENODEV`, `ESRCH`), or it was passed over.
+    pub fn ask(&mut self, message: Message) -> Result<Option<Vec<u8>>> {
+        let mut found = None;
+        match self.converse(message, |body| found = Some(body.to_vec())) {
+            Ok(_) => Ok(found),
+            Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ENODEV | Errno::ESRCH) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Asks for a list, and again if the kernel says that it changed meanwhile. `flags` beside `NLM_F_DUMP`.
     pub fn dump<T: NetlinkSerializable + Clone>(&mut self, deed: &str, payload: T) -> Result<Vec<Vec<u8>>> {
         for _ in 0..DUMP_TRIES {

@@ -59,13 +59,12 @@ pub fn is_dead(attachment: &Attachment, state: &Path) -> bool {
 
 /// Whether one record of an attachment proves that it is dead, and none says otherwise.
 fn is_dead_by(records: &[&Record]) -> bool {
-    let mut with_netns = records.iter().filter(|record| record.netns.is_some()).peekable();
     // What another program has given can be given back only by a call with the configuration of then.
     let is_ours = |resource: &Resource| {
         !matches!(resource, Resource::Lease(Lease { source: Source::Delegated { .. }, .. }))
     };
-    with_netns.peek().is_some()
-        && with_netns.all(|record| record.is_provably_dead())
+    records.iter().any(|record| record.is_provably_dead())
+        && records.iter().all(|record| record.may_be_dead())
         && records.iter().all(|record| record.resources.iter().all(is_ours))
 }
 

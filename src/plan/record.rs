@@ -144,22 +144,32 @@ impl Record {
     /// A path of /proc is one of a process, and says of the namespace only that this process has ended: others may be
     /// in it. That the namespace is gone shows there by the link to it being gone.
     pub fn is_provably_dead(&self) -> bool {
-        let Some(netns) = self.netns else { return false };
-        let is_gone = match Netns::open(&self.netns_path) {
+        self.is_netns_gone() == Some(true) && (!self.netns_path.starts_with("/proc") || self.is_link_gone())
+    }
+
+    /// Whether it does not contradict others that say that the pod is dead. Not each of them has a link to tell it by.
+    pub fn may_be_dead(&self) -> bool {
+        self.is_netns_gone() != Some(false)
+    }
+
+    /// Whether the pod's namespace is not any more where it was; `None` where it cannot be told.
+    fn is_netns_gone(&self) -> Option<bool> {
+        let netns = self.netns?;
+        Some(match Netns::open(&self.netns_path) {
             Ok(found) => found.identity() != netns,
             Err(e) => matches!(e.errno, Errno::ENOENT | Errno::EINVAL),
-        };
-        is_gone && (!self.netns_path.starts_with("/proc") || self.is_link_gone())
+        })
     }
 
     /// Whether there was a link to the pod, and is none.
     fn is_link_gone(&self) -> bool {
-        let veth = self.resources.iter().find_map(|resource| match resource {
-            Resource::Veth(veth) => Some(veth),
+        let name = self.resources.iter().find_map(|resource| match resource {
+            Resource::Veth(veth) => Some(&veth.host_name),
+            Resource::TrafficShape(shape) => Some(&shape.link),
             _ => None,
         });
-        veth.is_some_and(|veth| {
-            Rtnl::open().and_then(|mut rtnl| rtnl.link(&veth.host_name)).is_ok_and(|found| found.is_none())
+        name.is_some_and(|name| {
+            Rtnl::open().and_then(|mut rtnl| rtnl.link(name)).is_ok_and(|found| found.is_none())
         })
     }
 }

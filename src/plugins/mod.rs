@@ -1,5 +1,6 @@
 //! The plugins, one file per kind: their configuration, what they want, their state.
 
+pub mod bandwidth;
 pub mod bridge;
 mod conf;
 pub mod dummy;

@@ -13,6 +13,7 @@ pub mod file_lock;
 pub mod firewall;
 pub mod forwarding;
 pub mod gateway;
+pub mod ifb;
 pub mod lease;
 pub mod link_backup;
 pub mod link_tuning;
@@ -31,6 +32,7 @@ pub mod source_routing;
 pub mod spoof_guard;
 pub mod sublink;
 pub mod sysctls;
+pub mod traffic_shape;
 pub mod veth;
 pub mod vlan_gateway;
 pub mod world;
@@ -50,6 +52,7 @@ pub use file_lock::FileLock;
 pub use firewall::{Admission, Isolation};
 pub use forwarding::Forwarding;
 pub use gateway::Gateway;
+pub use ifb::{ForeignIfb, Ifb};
 pub use lease::Lease;
 pub use link_tuning::LinkTuning;
 pub use loopback::Loopback;
@@ -65,6 +68,7 @@ pub use source_routing::{ForeignSourceRouting, SourceRouting};
 pub use spoof_guard::SpoofGuard;
 pub use sublink::{ForeignSublink, Sublink};
 pub use sysctls::Sysctls;
+pub use traffic_shape::TrafficShape;
 pub use veth::{ForeignVeth, Veth};
 pub use vlan_gateway::VlanGateway;
 pub use world::World;
@@ -232,6 +236,12 @@ pub enum Resource {
     SourceRouting(SourceRouting),
     /// Rules that nobody has a record of.
     ForeignSourceRouting(ForeignSourceRouting),
+    /// The link by which a pod's packets are sent on their way in.
+    Ifb(Ifb),
+    /// A link for the same that another suite made.
+    ForeignIfb(ForeignIfb),
+    /// Limits to what a pod receives and sends.
+    TrafficShape(TrafficShape),
 }
 
 /// How long a resource lives.
@@ -287,10 +297,13 @@ impl Resource {
             Self::Sysctls(sysctls) => sysctls.ensure(world),
             Self::SourceRouting(routing) => routing.ensure(world),
             Self::ForeignSourceRouting(_) => Ok(Ensured::Present),
+            Self::Ifb(ifb) => ifb.ensure(world),
+            Self::TrafficShape(shape) => shape.ensure(world),
             // What others made is only ever removed.
-            Self::ForeignVeth(_) | Self::ForeignSublink(_) | Self::ForeignMasquerade(_) => {
-                Ok(Ensured::Present)
-            }
+            Self::ForeignIfb(_)
+            | Self::ForeignVeth(_)
+            | Self::ForeignSublink(_)
+            | Self::ForeignMasquerade(_) => Ok(Ensured::Present),
         }
     }
 
@@ -323,7 +336,12 @@ impl Resource {
             Self::Sysctls(sysctls) => sysctls.observe(world),
             Self::SourceRouting(routing) => routing.observe(world),
             Self::ForeignSourceRouting(_) => Ok(Vec::new()),
-            Self::ForeignVeth(_) | Self::ForeignSublink(_) | Self::ForeignMasquerade(_) => Ok(Vec::new()),
+            Self::Ifb(ifb) => ifb.observe(world),
+            Self::TrafficShape(shape) => shape.observe(world),
+            Self::ForeignIfb(_)
+            | Self::ForeignVeth(_)
+            | Self::ForeignSublink(_)
+            | Self::ForeignMasquerade(_) => Ok(Vec::new()),
         }
     }
 
@@ -362,6 +380,9 @@ impl Resource {
             | Self::Sysctls(_)
             | Self::SourceRouting(_)
             | Self::ForeignSourceRouting(_)
+            | Self::Ifb(_)
+            | Self::ForeignIfb(_)
+            | Self::TrafficShape(_)
             | Self::Loopback(_) => None,
         }
     }
@@ -401,6 +422,7 @@ impl Resource {
             Self::Isolation(_) => {
                 firewall::isolation::collect(network, kept, world).err().into_iter().collect()
             }
+            Self::Ifb(_) => ifb::collect(network, kept, world),
             // A lease is collected by itself, and what is shared stays.
             Self::Lease(_)
             | Self::Bridge(_)
@@ -423,6 +445,8 @@ impl Resource {
             | Self::Sysctls(_)
             | Self::SourceRouting(_)
             | Self::ForeignSourceRouting(_)
+            | Self::ForeignIfb(_)
+            | Self::TrafficShape(_)
             | Self::Loopback(_) => Vec::new(),
         }
     }
@@ -452,6 +476,9 @@ impl Resource {
             Self::Sysctls(sysctls) => sysctls.remove(world),
             Self::SourceRouting(routing) => routing.remove(world),
             Self::ForeignSourceRouting(routing) => routing.remove(world),
+            Self::Ifb(ifb) => ifb.remove(world),
+            Self::ForeignIfb(ifb) => ifb.remove(world),
+            Self::TrafficShape(shape) => shape.remove(world),
             // They go with the link.
             Self::Announcement(_)
             | Self::PortVlans(_)

@@ -258,10 +258,13 @@ fn strays(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> anyhow::Resu
 
 /// Whose a link is, by its alias, if its name is that of the same attachment.
 fn owner(link: &Link) -> Option<Attachment> {
-    let mut parts = link.alias.splitn(3, '/').map(str::to_owned);
-    let attachment =
-        Attachment { network: parts.next()?, container_id: parts.next()?, ifname: parts.next()? };
-    (link.name == host_name(&attachment)).then_some(attachment)
+    named_by(&link.alias).filter(|attachment| link.name == host_name(attachment))
+}
+
+/// Whom an alias names, if it is one that [`alias`] has made, and whole.
+pub(super) fn named_by(alias: &str) -> Option<Attachment> {
+    let mut parts = alias.splitn(3, '/').map(str::to_owned);
+    Some(Attachment { network: parts.next()?, container_id: parts.next()?, ifname: parts.next()? })
 }
 
 /// The pod's interface of an attachment of which there is no record: one made by another suite, whose host end has

@@ -25,6 +25,7 @@ use crate::case::Case;
 
 pub mod networks;
 
+mod bandwidth;
 mod bridge_addressing;
 mod bridge_check;
 mod bridge_crowd;
@@ -98,6 +99,7 @@ pub fn all() -> Vec<Case> {
         tuning::CASES,
         tuning_sysctl::CASES,
         mutations::CASES,
+        bandwidth::CASES,
         bridge_links::CASES,
         bridge_addressing::CASES,
         bridge_masquerade::CASES,

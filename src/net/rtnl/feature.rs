@@ -6,12 +6,9 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkIn
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
-use super::link::Link;
+use super::link::{LOOPBACK, Link};
 use super::{Rtnl, u32_of};
 use crate::net::{Result, module};
-
-/// Index of `lo`, which is the first link of every namespace.
-const LOOPBACK: u32 = 1;
 
 /// `RTM_GETVLAN` (linux/rtnetlink.h), and the first release that has it.
 const RTM_GETVLAN: u16 = 114;

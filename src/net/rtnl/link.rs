@@ -45,6 +45,9 @@ const IFF_UP: u32 = 0x1;
 const IFF_PROMISC: u32 = 0x100;
 const IFF_ALLMULTI: u32 = 0x200;
 
+/// Index of `lo`, which is the first link of every namespace.
+pub(super) const LOOPBACK: u32 = 1;
+
 /// `IF_OPER_UP` of linux/if.h: the link can carry packets.
 const IF_OPER_UP: u8 = 6;
 
@@ -222,6 +225,19 @@ fn one_queue(builder: LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<Link
         .append_extra_attribute(LinkAttribute::NumRxQueues(1))
 }
 
+/// The request for a link that gives the host back what is sent by it, as if it had been received: where packets go that
+/// are to be delayed on their way in. It is born up, and without a queue, as the reference makes it.
+pub fn create_ifb(name: &str, mac: Mac, mtu: u32) -> Message {
+    let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Ifb)
+        .name(name)
+        .address(mac.0.to_vec())
+        .mtu(mtu)
+        .append_extra_attribute(LinkAttribute::TxQueueLen(0))
+        .up()
+        .build();
+    create(format!("create link {name} (ifb)"), message)
+}
+
 fn create(deed: String, link: LinkMessage) -> Message {
     Message::new(deed, NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(link))
 }
@@ -363,12 +379,22 @@ impl Rtnl {
 
     /// All ends of veth pairs.
     pub fn veths(&mut self) -> Result<Vec<Link>> {
-        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
+        self.links_of_kind("veth", InfoKind::Veth)
+    }
+
+    /// All links of the kind `ifb`.
+    pub fn ifbs(&mut self) -> Result<Vec<Link>> {
+        self.links_of_kind("ifb", InfoKind::Ifb)
+    }
+
+    fn links_of_kind(&mut self, name: &str, kind: InfoKind) -> Result<Vec<Link>> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(kind)
             .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
             .build();
-        let found = self.dump("list the links of kind veth", RouteNetlinkMessage::GetLink(message))?;
-        // Kernels without strict filters list all links.
-        Ok(found.iter().map(|body| Link::parse(body)).filter(|l| l.kind == "veth").collect())
+        let found =
+            self.dump(&format!("list the links of kind {name}"), RouteNetlinkMessage::GetLink(message))?;
+        // Kernels without strict filters, or without that kind, list all links.
+        Ok(found.iter().map(|body| Link::parse(body)).filter(|l| l.kind == name).collect())
     }
 }
 

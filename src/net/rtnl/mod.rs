@@ -1,13 +1,15 @@
-//! rtnetlink of one network namespace: links, addresses, routes.
+//! rtnetlink of one network namespace: links, addresses, routes, queueing disciplines.
 //!
 //! Requests are built by `rtnetlink`'s builders; answers are read attribute by attribute, in place: a link's answer
 //! has a hundred attributes of which six matter, and one that is unknown or odd must not make a link vanish.
 
 pub mod address;
 pub mod feature;
+pub mod filter;
 pub mod link;
 pub mod neighbour;
 pub mod port;
+pub mod qdisc;
 pub mod raw_route;
 pub mod removal;
 pub mod route;
