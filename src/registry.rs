@@ -1,6 +1,8 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
-use crate::plugins::{PluginType, bandwidth, bridge, dummy, firewall, ipam, loopback, macvlan, sbr, tuning};
+use crate::plugins::{
+    PluginType, bandwidth, bridge, dummy, firewall, ipam, loopback, macvlan, sbr, tuning, vrf,
+};
 
 /// The plugin types, by name.
 pub const PLUGINS: &[&PluginType] = &[
@@ -14,6 +16,7 @@ pub const PLUGINS: &[&PluginType] = &[
     &sbr::TYPE,
     &ipam::STATIC,
     &tuning::TYPE,
+    &vrf::TYPE,
 ];
 
 /// The plugin type of a name.

@@ -12,6 +12,7 @@ pub mod macvlan;
 pub mod sbr;
 mod sublink;
 pub mod tuning;
+pub mod vrf;
 
 use crate::plan::Plugin;
 use crate::resource::{Lease, Resource, World};

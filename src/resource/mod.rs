@@ -35,6 +35,7 @@ pub mod sysctls;
 pub mod traffic_shape;
 pub mod veth;
 pub mod vlan_gateway;
+pub mod vrf;
 pub mod world;
 
 use std::fmt;
@@ -71,6 +72,7 @@ pub use sysctls::Sysctls;
 pub use traffic_shape::TrafficShape;
 pub use veth::{ForeignVeth, Veth};
 pub use vlan_gateway::VlanGateway;
+pub use vrf::{Vrf, VrfMember};
 pub use world::World;
 
 /// What `ensure` did.
@@ -234,6 +236,10 @@ pub enum Resource {
     Sysctls(Sysctls),
     /// Rules and tables of the pod's interface.
     SourceRouting(SourceRouting),
+    /// A VRF of the pod.
+    Vrf(Vrf),
+    /// What binds the pod's interface to a VRF.
+    VrfMember(VrfMember),
     /// Rules that nobody has a record of.
     ForeignSourceRouting(ForeignSourceRouting),
     /// The link by which a pod's packets are sent on their way in.
@@ -296,6 +302,8 @@ impl Resource {
             Self::LinkTuning(tuning) => tuning.ensure(world),
             Self::Sysctls(sysctls) => sysctls.ensure(world),
             Self::SourceRouting(routing) => routing.ensure(world),
+            Self::Vrf(vrf) => vrf.ensure(world),
+            Self::VrfMember(member) => member.ensure(world),
             Self::ForeignSourceRouting(_) => Ok(Ensured::Present),
             Self::Ifb(ifb) => ifb.ensure(world),
             Self::TrafficShape(shape) => shape.ensure(world),
@@ -335,6 +343,8 @@ impl Resource {
             Self::LinkTuning(tuning) => tuning.observe(world),
             Self::Sysctls(sysctls) => sysctls.observe(world),
             Self::SourceRouting(routing) => routing.observe(world),
+            Self::Vrf(vrf) => vrf.observe(world),
+            Self::VrfMember(member) => member.observe(world),
             Self::ForeignSourceRouting(_) => Ok(Vec::new()),
             Self::Ifb(ifb) => ifb.observe(world),
             Self::TrafficShape(shape) => shape.observe(world),
@@ -383,6 +393,8 @@ impl Resource {
             | Self::Ifb(_)
             | Self::ForeignIfb(_)
             | Self::TrafficShape(_)
+            | Self::Vrf(_)
+            | Self::VrfMember(_)
             | Self::Loopback(_) => None,
         }
     }
@@ -447,6 +459,8 @@ impl Resource {
             | Self::ForeignSourceRouting(_)
             | Self::ForeignIfb(_)
             | Self::TrafficShape(_)
+            | Self::Vrf(_)
+            | Self::VrfMember(_)
             | Self::Loopback(_) => Vec::new(),
         }
     }
@@ -475,6 +489,8 @@ impl Resource {
             Self::LinkTuning(tuning) => tuning.remove(world),
             Self::Sysctls(sysctls) => sysctls.remove(world),
             Self::SourceRouting(routing) => routing.remove(world),
+            Self::Vrf(vrf) => vrf.remove(world),
+            Self::VrfMember(member) => member.remove(world),
             Self::ForeignSourceRouting(routing) => routing.remove(world),
             Self::Ifb(ifb) => ifb.remove(world),
             Self::ForeignIfb(ifb) => ifb.remove(world),

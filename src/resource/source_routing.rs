@@ -96,13 +96,13 @@ impl SourceRouting {
         let routes: Vec<RawRoute> =
             rtnl.raw_routes()?.into_iter().filter(|route| route.is_by(&link)).collect();
         for want in &self.added {
-            if !routes.iter().any(|have| is_same(want, have)) {
+            if !routes.iter().any(|have| want.is_like(have)) {
                 findings.push(Finding::missing(format!("route {want} by pod interface {ifname}")));
             }
         }
         // The kernel makes others by itself.
         for gone in self.removed.iter().filter(|route| route.dst_len() == 0) {
-            if routes.iter().any(|have| is_same(gone, have)) {
+            if routes.iter().any(|have| gone.is_like(have)) {
                 let object = format!("route {gone} by pod interface {ifname}");
                 findings.push(Finding::differs(object, "in a table of its own only", "there"));
             }
@@ -188,11 +188,6 @@ pub fn main_routes(link: &Link, routes: &[RawRoute]) -> Vec<RawRoute> {
     // A next hop must be reachable when its route is made.
     found.sort_by_key(RawRoute::has_gateway);
     found
-}
-
-fn is_same(want: &RawRoute, have: &RawRoute) -> bool {
-    (want.dst(), want.dst_len(), want.table()) == (have.dst(), have.dst_len(), have.table())
-        && want.gateways() == have.gateways()
 }
 
 fn run(rtnl: &mut Rtnl, batch: Vec<Message>) -> anyhow::Result<Vec<Answer>> {

@@ -62,6 +62,7 @@ mod sublinks;
 mod tuning;
 mod tuning_sysctl;
 mod versions;
+mod vrf;
 
 /// Lists the cases of a file: groups of functions, each with what it needs.
 macro_rules! cases {
@@ -98,6 +99,7 @@ pub fn all() -> Vec<Case> {
         sbr::CASES,
         tuning::CASES,
         tuning_sysctl::CASES,
+        vrf::CASES,
         mutations::CASES,
         bandwidth::CASES,
         bridge_links::CASES,

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage};
-use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
+use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVrf};
 
 use super::sublink::Settings;
 use super::{Rtnl, attributes, nested, text_of, u32_of};
@@ -32,6 +32,7 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_VRF_TABLE: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 
@@ -82,6 +83,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Index of the link it is bound to, in the namespace of that: for a veth its peer, for a macvlan its master.
     pub peer: Option<u32>,
+    /// The routing table of a VRF.
+    pub vrf_table: Option<u32>,
     /// Whether it is a bridge that filters VLANs.
     pub vlan_filtering: bool,
     /// What it is told, where it is a macvlan, an ipvlan or a VLAN.
@@ -136,6 +139,11 @@ impl Link {
         for (kind, value) in nested(info) {
             match kind {
                 IFLA_INFO_KIND => self.kind = text_of(value),
+                IFLA_INFO_DATA if self.kind == "vrf" => {
+                    let mut data = nested(value);
+                    self.vrf_table =
+                        data.find(|(key, _)| *key == IFLA_VRF_TABLE).and_then(|(_, v)| u32_of(v));
+                }
                 IFLA_INFO_DATA if self.kind == "bridge" => {
                     self.vlan_filtering =
                         nested(value).any(|(k, v)| k == IFLA_BR_VLAN_FILTERING && v.first() == Some(&1));
@@ -265,6 +273,27 @@ pub fn unset_promiscuous(link: &Link) -> Message {
     )
 }
 
+/// The request for a VRF with a routing table, which is born up.
+pub fn create_vrf(name: &str, table: u32) -> Message {
+    create(format!("create VRF {name} with table {table}"), LinkVrf::new(name, table).up().build())
+}
+
+/// The request that binds a link to a VRF.
+pub fn set_master(link: &Link, master: &Link) -> Message {
+    change(
+        format!("bind link {} to {}", link.name, master.name),
+        LinkUnspec::new_with_index(link.index).controller(master.index).build(),
+    )
+}
+
+/// The request that makes a link nobody's port.
+pub fn unset_master(link: &Link) -> Message {
+    change(
+        format!("take link {} from its master", link.name),
+        LinkUnspec::new_with_index(link.index).nocontroller().build(),
+    )
+}
+
 /// The request that makes a link receive all multicast packets.
 pub fn set_all_multicast(link: &Link) -> Message {
     change(
@@ -375,6 +404,16 @@ impl Rtnl {
             self.dump(&format!("list the ports of {}", master.name), RouteNetlinkMessage::GetLink(message))?;
         // Kernels without strict filters list all links.
         Ok(found.iter().map(|body| Link::parse(body)).filter(|l| l.master == Some(master.index)).collect())
+    }
+
+    /// All VRFs.
+    pub fn vrfs(&mut self) -> Result<Vec<Link>> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Vrf)
+            .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
+            .build();
+        let found = self.dump("list the links of kind vrf", RouteNetlinkMessage::GetLink(message))?;
+        // Kernels that do not know the kind list all links.
+        Ok(found.iter().map(|body| Link::parse(body)).filter(|l| l.kind == "vrf").collect())
     }
 
     /// All ends of veth pairs.

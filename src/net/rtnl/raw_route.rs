@@ -144,6 +144,12 @@ impl RawRoute {
         })
     }
 
+    /// Whether it leads to the same destination by the same next hops, in the same table.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.dst(), self.dst_len(), self.table()) == (other.dst(), other.dst_len(), other.table())
+            && self.gateways() == other.gateways()
+    }
+
     /// The same route in another table.
     pub fn in_table(&self, table: u32) -> Self {
         let mut route = self.clone();
