@@ -34,8 +34,10 @@ pub(super) fn names(key: &str, ifname: &str) -> Result<Vec<String>, CniError> {
             .collect(),
     };
     let mut names: Vec<String> = Vec::new();
+    let leads_back = key.split('/').any(|part| part == "..");
     for text in [as_reference, as_sysctl] {
-        if let Some(name) = below_net(&text.replacen(IFNAME, ifname, 1))
+        if !leads_back
+            && let Some(name) = below_net(&text.replacen(IFNAME, ifname, 1))
             && !names.contains(&name)
         {
             names.push(name);
