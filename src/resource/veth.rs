@@ -237,23 +237,24 @@ impl Veth {
 ///
 /// An alias that had to be cut tells no network, so such a pair stays for DEL.
 pub(super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Vec<anyhow::Error> {
-    let strays = match strays(network, kept, world) {
-        Ok(strays) => strays,
-        Err(e) => return vec![e],
-    };
-    strays.iter().filter_map(|attachment| Veth::of(attachment).remove(world).err()).collect()
+    match strays(network, kept, world) {
+        // As they were found: a link of the same name that has been made since is that of a new attachment.
+        Ok(strays) => {
+            strays.iter().filter_map(|link| world.remove_host_link(link).err()).map(Into::into).collect()
+        }
+        Err(e) => vec![e],
+    }
 }
 
-fn strays(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> anyhow::Result<Vec<Attachment>> {
-    let found = world.host()?.veths()?;
-    let mut owners: Vec<Attachment> = found.iter().filter_map(owner).collect();
-    owners.retain(|attachment| attachment.network == network);
-    if !owners.is_empty() {
+fn strays(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> anyhow::Result<Vec<Link>> {
+    let mut found = world.host()?.veths()?;
+    found.retain(|link| owner(link).is_some_and(|attachment| attachment.network == network));
+    if !found.is_empty() {
         // Asked for after the links were: what a call makes meanwhile belongs to somebody who is kept.
         let kept = kept()?;
-        owners.retain(|attachment| !kept.contains(attachment));
+        found.retain(|link| owner(link).is_some_and(|attachment| !kept.contains(&attachment)));
     }
-    Ok(owners)
+    Ok(found)
 }
 
 /// Whose a link is, by its alias, if its name is that of the same attachment.
@@ -312,3 +313,6 @@ pub(super) fn wait_until_operational(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
