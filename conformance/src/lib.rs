@@ -7,6 +7,7 @@
 //! * [`sandbox`]: a host of one's own (namespaces and mounts), in which a case may do what it likes
 //! * [`pod`]: a network namespace, as a runtime gives one to a plugin
 //! * [`call`]: one execution of a plugin and its [`Answer`](call::Answer)
+//! * [`apart`]: a process namespace of its own for a piece of work
 //! * [`exec`]: running any program with a deadline
 //! * [`expect`]: comparisons whose failure says what was wanted and what was found
 //! * [`mutation`]: inputs that nearly make sense
@@ -15,6 +16,7 @@
 //! * [`cases`]: the cases, one file per topic
 //! * [`runner`], [`report`]: running them side by side, and the account at the end
 
+pub mod apart;
 pub mod call;
 pub mod case;
 pub mod cases;

@@ -104,7 +104,8 @@ impl Records {
 
     /// The networks of which there may be records.
     pub fn networks(&self) -> anyhow::Result<Vec<String>> {
-        if !StateDirectory::is_usable(&self.state) {
+        let found = StateDirectory::look(&self.state).map_err(|e| state_error("look at", &self.state, &e))?;
+        if !matches!(found, StateDirectory::There(_)) {
             return Ok(Vec::new());
         }
         let names = names_in(&self.state.join(ATTACHMENTS).join(&self.plugin_type))?;

@@ -32,14 +32,14 @@ use verdict::Verb;
 use worker::Trial;
 
 const USAGE: &str = "\
-usage: faults --plugins DIR [--only TEXT] [--verb add|del] [--fault TEXT] [--reference DIR] [--jobs N] [--verbose]
+usage: faults --plugins DIR [--only TEXT] [--verb add|del|gc|restore] [--fault TEXT] [--reference DIR] [--jobs N] [--verbose]
 
-Runs ADD and DEL of the plugin bridge with host-local again and again, each time with a fault at another system call,
+Runs ADD, DEL and GC of plugins, and the tool's restore, again and again, each time with a fault at another system call,
 and looks for what is left behind. Everything happens in namespaces of its own. Needs root.
 
   --plugins DIR    the directory to judge
   --only TEXT      only networks whose name contains TEXT
-  --verb VERB      only faults in add, or in del
+  --verb VERB      only faults in add, in del, in gc, or in restore
   --fault TEXT     only kinds of faults whose name contains TEXT
   --reference DIR  also disturbs the plugins in DIR and counts, which does not change the exit status
   --jobs N         networks at a time; the number of processors if not given
@@ -120,6 +120,7 @@ fn run_all(plugins: &Path, options: &Options, seen: Seen) -> Result<Vec<Run>> {
         .iter()
         .filter(|scenario| scenario.name.contains(&options.only))
         .flat_map(|scenario| options.verbs.iter().map(move |verb| (scenario, *verb)))
+        .filter(|(scenario, verb)| scenario.has(*verb, &plugins))
         .collect();
     if tasks.is_empty() {
         bail!("no network contains {:?}", options.only);

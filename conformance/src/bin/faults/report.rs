@@ -27,7 +27,7 @@ impl Run {
 pub(crate) fn table(title: &str, runs: &[Run]) -> String {
     let mut text = format!("\n{title}\n");
     let head = ["points", "missed", "tolerated", "refused", "recovered", "broken"];
-    let _ = write!(text, "{:<16} {:<4} {:<20}", "network", "verb", "fault");
+    let _ = write!(text, "{:<16} {:<7} {:<20}", "network", "verb", "fault");
     for column in head {
         let _ = write!(text, " {column:>9}");
     }
@@ -55,7 +55,7 @@ pub(crate) fn table(title: &str, runs: &[Run]) -> String {
 }
 
 fn line(text: &mut String, network: &str, verb: &str, fault: &str, row: [usize; 6]) {
-    let _ = write!(text, "{network:<16} {verb:<4} {fault:<20}");
+    let _ = write!(text, "{network:<16} {verb:<7} {fault:<20}");
     for number in row {
         let _ = write!(text, " {number:>9}");
     }

@@ -1,51 +1,161 @@
 //! The networks whose attachments are disturbed.
 
-use conformance::cases::networks::{pool, with};
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use conformance::call::Call;
+use conformance::cases::networks::{NEWEST, bridge, fixed, host_local, pool, with};
+use conformance::pod::Pod;
+use conformance::sandbox::{SCRATCH, Sandbox};
 use serde_json::{Value, json};
+
+use crate::verdict::Verb;
 
 /// What is attached to what.
 pub(crate) struct Scenario {
     /// Its name.
     pub(crate) name: &'static str,
+    /// Which plugin is disturbed.
+    pub(crate) plugin: Plugin,
     /// Subnets that the pod gets an address of.
     subnets: &'static [&'static str],
     /// Other keys of the configuration, as JSON.
     keys: &'static str,
     /// Whether another pod is on the network already, so that the bridge and the rules that all share are there.
     pub(crate) has_neighbour: bool,
+    /// Whether somebody has flushed all rules before the ADD.
+    pub(crate) is_flushed: bool,
+    /// The verbs that are disturbed, beside ADD and DEL.
+    more: &'static [Verb],
+}
+
+/// Which plugin is disturbed, and how it comes by addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plugin {
+    /// `bridge`, with the `host-local` that is beside it.
+    Bridge,
+    /// `bridge`, with a `host-local` that is another file and has to be executed.
+    BridgeOfForeignIpam,
+    /// `host-local` by itself.
+    HostLocal,
+    /// `static` by itself.
+    Static,
+    /// `loopback`
+    Loopback,
 }
 
 const IPV4: &[&str] = &["10.20.0.0/24"];
 const DUAL: &[&str] = &["10.20.0.0/24", "fd20::/64"];
 
 const fn scenario(name: &'static str, subnets: &'static [&'static str], keys: &'static str) -> Scenario {
-    Scenario { name, subnets, keys, has_neighbour: false }
+    Scenario {
+        name,
+        plugin: Plugin::Bridge,
+        subnets,
+        keys,
+        has_neighbour: false,
+        is_flushed: false,
+        more: &[],
+    }
+}
+
+impl Scenario {
+    const fn of(self, plugin: Plugin) -> Self {
+        Self { plugin, ..self }
+    }
+
+    const fn and(self, more: &'static [Verb]) -> Self {
+        Self { more, ..self }
+    }
+
+    const fn with_neighbour(self) -> Self {
+        Self { has_neighbour: true, ..self }
+    }
+
+    const fn flushed(self) -> Self {
+        Self { is_flushed: true, ..self }
+    }
 }
 
 /// All of them.
 pub(crate) const ALL: &[Scenario] = &[
-    scenario("plain/ipv4", IPV4, "{}"),
+    scenario("plain/ipv4", IPV4, "{}").and(&[Verb::Gc]),
     scenario("plain/dual", DUAL, "{}"),
-    scenario("iptables/ipv4", IPV4, r#"{"ipMasq": true, "ipMasqBackend": "iptables"}"#),
-    scenario("iptables/dual", DUAL, r#"{"ipMasq": true, "ipMasqBackend": "iptables"}"#),
+    scenario("iptables/ipv4", IPV4, r#"{"ipMasq": true, "ipMasqBackend": "iptables"}"#).and(&[Verb::Gc]),
+    scenario("iptables/dual", DUAL, r#"{"ipMasq": true, "ipMasqBackend": "iptables"}"#).and(&[Verb::Restore]),
     scenario("nftables/ipv4", IPV4, r#"{"ipMasq": true, "ipMasqBackend": "nftables"}"#),
-    scenario("nftables/dual", DUAL, r#"{"ipMasq": true, "ipMasqBackend": "nftables"}"#),
-    scenario("macspoofchk/ipv4", IPV4, r#"{"macspoofchk": true}"#),
-    scenario("spoofguard/dual", DUAL, r#"{"spoofGuard": true}"#),
-    Scenario {
-        has_neighbour: true,
-        ..scenario(
-            "neighbour/dual",
-            DUAL,
-            r#"{"ipMasq": true, "ipMasqBackend": "nftables", "macspoofchk": true}"#,
-        )
-    },
+    scenario("nftables/dual", DUAL, r#"{"ipMasq": true, "ipMasqBackend": "nftables"}"#)
+        .and(&[Verb::Gc, Verb::Restore]),
+    scenario("macspoofchk/ipv4", IPV4, r#"{"macspoofchk": true}"#).and(&[Verb::Gc, Verb::Restore]),
+    scenario("spoofguard/dual", DUAL, r#"{"spoofGuard": true}"#).and(&[Verb::Gc, Verb::Restore]),
+    scenario("neighbour/dual", DUAL, r#"{"ipMasq": true, "ipMasqBackend": "nftables", "macspoofchk": true}"#)
+        .with_neighbour(),
+    scenario("flushed/dual", DUAL, r#"{"ipMasq": true, "ipMasqBackend": "nftables", "macspoofchk": true}"#)
+        .with_neighbour()
+        .flushed(),
+    scenario("foreign-ipam", DUAL, "{}").of(Plugin::BridgeOfForeignIpam).and(&[Verb::Gc]),
+    scenario("host-local", DUAL, "{}").of(Plugin::HostLocal).and(&[Verb::Gc]),
+    scenario("static", &[], "{}").of(Plugin::Static),
+    scenario("loopback", &[], "{}").of(Plugin::Loopback),
 ];
 
+/// Where the `host-local` is that belongs to nobody.
+const FOREIGN: &str = "foreign";
+
 impl Scenario {
+    /// Whether a verb is to be disturbed. The reference has no tool, and no GC that does anything.
+    pub(crate) fn has(&self, verb: Verb, plugins: &Path) -> bool {
+        verb.is_of_cni_0_4() || self.more.contains(&verb) && plugins.join("bridgehead").exists()
+    }
+
     /// The keys of the network's configuration, beside those that every bridge has.
-    pub(crate) fn network(&self) -> Value {
+    fn network(&self) -> Value {
         let more = serde_json::from_str(self.keys).unwrap_or_default();
         with(json!({"isDefaultGateway": true, "ipam": pool(self.subnets)}), more)
+    }
+
+    /// The file name of the plugin.
+    pub(crate) fn file_name(&self) -> &'static str {
+        match self.plugin {
+            Plugin::Bridge | Plugin::BridgeOfForeignIpam => "bridge",
+            Plugin::HostLocal => "host-local",
+            Plugin::Static => "static",
+            Plugin::Loopback => "loopback",
+        }
+    }
+
+    /// Where plugins look for others.
+    pub(crate) fn path(&self, host: &Sandbox) -> Result<String> {
+        let plugins = host.plugins().to_string_lossy().into_owned();
+        if self.plugin != Plugin::BridgeOfForeignIpam {
+            return Ok(plugins);
+        }
+        let directory = Path::new(SCRATCH).join(FOREIGN);
+        if !directory.exists() {
+            fs::create_dir(&directory)?;
+            fs::copy(host.plugins().join("host-local"), directory.join("host-local"))?;
+        }
+        Ok(format!("{}:{plugins}", directory.display()))
+    }
+
+    /// The call for a container, without a verb.
+    pub(crate) fn call(&self, host: &Sandbox, id: &str, pod: &Pod) -> Result<Call> {
+        let call = match self.plugin {
+            Plugin::Bridge | Plugin::BridgeOfForeignIpam => bridge(id, pod, self.network()),
+            Plugin::HostLocal => host_local(id, pool(self.subnets)).netns(pod),
+            Plugin::Static => fixed(json!({"addresses": [{"address": "10.20.0.2/24"}]})).id(id).netns(pod),
+            Plugin::Loopback => {
+                let config = json!({"cniVersion": NEWEST, "name": "lo", "type": "loopback"});
+                Call::new("loopback").id(id).ifname("lo").netns(pod).config(config)
+            }
+        };
+        let call = if self.more.contains(&Verb::Gc) { call.set("cniVersion", json!(NEWEST)) } else { call };
+        Ok(call.env("CNI_PATH", &self.path(host)?))
+    }
+
+    /// Whether a pod can be reached at the addresses of the result.
+    pub(crate) fn has_link(&self) -> bool {
+        matches!(self.plugin, Plugin::Bridge | Plugin::BridgeOfForeignIpam)
     }
 }

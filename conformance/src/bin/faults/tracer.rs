@@ -25,6 +25,8 @@ use crate::registers;
 
 /// Variables that tell a tracer what to do. Everything else it is given goes to the program as it is.
 pub(crate) const PROGRAM: &str = "FAULTS_PROGRAM";
+/// An argument of the program; without it, it has none.
+pub(crate) const ARGUMENT: &str = "FAULTS_ARGUMENT";
 /// File that the points are written to: all, or where a fault is injected, that one.
 pub(crate) const LOG: &str = "FAULTS_LOG";
 /// The point where a fault is injected, [encoded](Point::encode).
@@ -66,7 +68,8 @@ pub(crate) fn run() -> Result<i32> {
         _ => None,
     };
     let mut command = Command::new(&program);
-    for name in [PROGRAM, LOG, POINT, INJECTION] {
+    command.args(variable(ARGUMENT));
+    for name in [PROGRAM, ARGUMENT, LOG, POINT, INJECTION] {
         command.env_remove(name);
     }
     // SAFETY: ptrace is one system call, so it may be called between fork and exec.

@@ -2,17 +2,16 @@
 
 use anyhow::{Context, Result, bail};
 use conformance::call::{Answer, Call};
-use conformance::cases::networks::{Attachment, bridge};
 use conformance::expect::soon;
 use conformance::pod::Pod;
 use conformance::sandbox::{SCRATCH, Sandbox};
 use conformance::snapshot::Snapshot;
 use nix::unistd::symlinkat;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fault::{Fault, Injection};
 use crate::point::Point;
-use crate::scenario::Scenario;
+use crate::scenario::{Plugin, Scenario};
 use crate::tracer;
 
 /// The container that is attached under a fault, and one that was there before it.
@@ -26,17 +25,28 @@ pub(crate) enum Verb {
     Add,
     /// DEL
     Del,
+    /// GC, of which the pod is in no list.
+    Gc,
+    /// `bridgehead restore`, after a flush of all rules.
+    Restore,
 }
 
 impl Verb {
-    /// Both.
-    pub(crate) const ALL: [Self; 2] = [Self::Add, Self::Del];
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Add, Self::Del, Self::Gc, Self::Restore];
 
-    /// `CNI_COMMAND`
+    /// Whether every plugin has it.
+    pub(crate) fn is_of_cni_0_4(self) -> bool {
+        matches!(self, Self::Add | Self::Del)
+    }
+
+    /// `CNI_COMMAND`, or the word for the tool in capitals.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Add => "ADD",
             Self::Del => "DEL",
+            Self::Gc => "GC",
+            Self::Restore => "RESTORE",
         }
     }
 }
@@ -69,19 +79,44 @@ pub(crate) struct Baseline {
 /// A host with a pod that is to be attached.
 struct Stage<'a> {
     host: &'a Sandbox,
+    scenario: &'a Scenario,
     pod: Pod,
     call: Call,
-    _neighbour: Option<Attachment>,
+    _neighbour: Option<Pod>,
 }
 
 impl<'a> Stage<'a> {
-    fn set(host: &'a Sandbox, scenario: &Scenario) -> Result<Self> {
-        let network = scenario.network();
-        let neighbour = scenario.has_neighbour.then(|| Attachment::new(host, NEIGHBOUR, network.clone()));
-        let neighbour = neighbour.transpose()?;
+    fn set(host: &'a Sandbox, scenario: &'a Scenario) -> Result<Self> {
+        let neighbour = scenario.has_neighbour.then(|| host.pod(NEIGHBOUR)).transpose()?;
+        if let Some(neighbour) = &neighbour {
+            scenario.call(host, NEIGHBOUR, neighbour)?.add().run(host)?.result().context("the neighbour")?;
+        }
+        if scenario.is_flushed {
+            flush(host)?;
+        }
         let pod = host.pod(SUBJECT)?;
-        let call = bridge(SUBJECT, &pod, network);
-        Ok(Self { host, pod, call, _neighbour: neighbour })
+        let call = scenario.call(host, SUBJECT, &pod)?;
+        Ok(Self { host, scenario, pod, call, _neighbour: neighbour })
+    }
+
+    /// The call of a verb, for the pod with this result of ADD.
+    fn of(&self, verb: Verb, result: &Value) -> Call {
+        match verb {
+            Verb::Add => self.call.add(),
+            Verb::Del => self.call.del().prev(result),
+            Verb::Gc => {
+                let kept = [NEIGHBOUR].into_iter().filter(|_| self.scenario.has_neighbour);
+                let list: Vec<Value> = kept.map(|id| json!({"containerID": id, "ifname": "eth0"})).collect();
+                self.call.gc().set("cni.dev/valid-attachments", json!(list))
+            }
+            Verb::Restore => Call::new("bridgehead"),
+        }
+    }
+
+    /// `bridgehead restore` succeeds.
+    fn restore(&self) -> Result<()> {
+        let program = self.host.plugins().join("bridgehead");
+        self.host.run(&[program.to_string_lossy().as_ref(), "restore"]).context("the next restore").map(drop)
     }
 
     fn snapshot(&self) -> Result<Snapshot> {
@@ -89,20 +124,29 @@ impl<'a> Stage<'a> {
     }
 
     /// Runs a call under a tracer; gives the points that it logged.
-    fn traced(&self, call: &Call, fault: Option<(&Point, Injection)>) -> Result<(Answer, Vec<Point>)> {
+    fn traced(
+        &self,
+        verb: Verb,
+        call: &Call,
+        fault: Option<(&Point, Injection)>,
+    ) -> Result<(Answer, Vec<Point>)> {
         let directory = format!("{SCRATCH}/traced");
         let log = format!("{SCRATCH}/points");
         if std::fs::create_dir(&directory).is_ok() {
             let own = std::env::current_exe()?;
-            symlinkat(&own, nix::fcntl::AT_FDCWD, format!("{directory}/bridge").as_str())?;
+            for name in [self.scenario.file_name(), "bridgehead"] {
+                symlinkat(&own, nix::fcntl::AT_FDCWD, format!("{directory}/{name}").as_str())?;
+            }
         }
-        let plugins = self.host.plugins();
-        let program = plugins.join("bridge");
+        let name = if verb == Verb::Restore { "bridgehead" } else { self.scenario.file_name() };
         let mut call = call
             .from(&directory)
-            .env("CNI_PATH", &plugins.to_string_lossy())
-            .env(tracer::PROGRAM, &program.to_string_lossy())
+            .env("CNI_PATH", &self.scenario.path(self.host)?)
+            .env(tracer::PROGRAM, &self.host.plugins().join(name).to_string_lossy())
             .env(tracer::LOG, &log);
+        if verb == Verb::Restore {
+            call = call.env(tracer::ARGUMENT, "restore");
+        }
         if let Some((point, injection)) = fault {
             call =
                 call.env(tracer::POINT, &point.encode()).env(tracer::INJECTION, &tracer::encode(injection));
@@ -122,9 +166,8 @@ impl<'a> Stage<'a> {
     /// The pod answers at all of its addresses. From then on, the host remembers it: neighbours, and where it
     /// translates addresses, connections.
     fn can_be_reached(&self, result: &Value) -> Result<()> {
-        for ip in result["ips"].as_array().into_iter().flatten() {
-            let address = ip["address"].as_str().and_then(|text| text.split('/').next()).unwrap_or_default();
-            self.host.ping(address)?;
+        if self.scenario.has_link() {
+            addresses(result).iter().try_for_each(|address| self.host.ping(address))?;
         }
         Ok(())
     }
@@ -136,24 +179,68 @@ impl<'a> Stage<'a> {
 
     /// Of the attachment nothing is left.
     fn is_gone(&self, before: &Snapshot, baseline: &Baseline) -> Result<()> {
-        soon(|| self.snapshot()?.nothing_beyond(before, &baseline.settled))
+        soon(|| {
+            self.snapshot()?.nothing_beyond(before, &baseline.settled)?;
+            self.is_forgotten(&baseline.result)
+        })
     }
+
+    /// The host does not remember connections of the pod. Where there is no conntrack, it has none that could be seen.
+    fn is_forgotten(&self, result: &Value) -> Result<()> {
+        for address in addresses(result) {
+            let family = if address.contains(':') { "ipv6" } else { "ipv4" };
+            let Ok(listed) = self.host.try_run(&["conntrack", "-L", "-f", family]) else { return Ok(()) };
+            let words = [format!("src={address}"), format!("dst={address}")];
+            let left = listed
+                .stdout
+                .lines()
+                .find(|line| line.split_whitespace().any(|word| words.iter().any(|of_pod| word == of_pod)));
+            if let Some(line) = left {
+                bail!("a connection was left: {line}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The addresses of a result, without their prefix lengths.
+fn addresses(result: &Value) -> Vec<&str> {
+    let texts = result["ips"].as_array().into_iter().flatten().filter_map(|ip| ip["address"].as_str());
+    texts.filter_map(|text| text.split('/').next()).collect()
+}
+
+/// Takes away all rules.
+fn flush(host: &Sandbox) -> Result<()> {
+    host.run(&["nft", "flush", "ruleset"]).map(drop)
 }
 
 /// Runs a verb undisturbed.
 pub(crate) fn learn(host: &Sandbox, scenario: &Scenario, verb: Verb) -> Result<Baseline> {
     let stage = Stage::set(host, scenario)?;
     let empty = stage.snapshot()?;
-    let (answer, mut points) = stage.traced(&stage.call.add(), None)?;
+    let (answer, mut points) = stage.traced(Verb::Add, &stage.call.add(), None)?;
     let result = answer.result().context("undisturbed ADD")?;
     stage.works(&result).context("undisturbed ADD")?;
-    let del = stage.call.del().prev(&result);
-    if verb == Verb::Del {
-        let (answer, points_of_del) = stage.traced(&del, None)?;
-        answer.silence().context("undisturbed DEL")?;
-        points = points_of_del;
-    } else {
-        del.run(host)?.silence().context("undisturbed DEL")?;
+    let of_verb = stage.of(verb, &result);
+    match verb {
+        Verb::Add => {}
+        Verb::Del | Verb::Gc => {
+            let (answer, of_this) = stage.traced(verb, &of_verb, None)?;
+            answer.silence().with_context(|| format!("undisturbed {}", verb.name()))?;
+            points = of_this;
+        }
+        Verb::Restore => {
+            flush(host)?;
+            let (answer, of_this) = stage.traced(verb, &of_verb, None)?;
+            if answer.status() != Some(0) {
+                bail!("undisturbed restore: {}", answer.stderr());
+            }
+            stage.works(&result).context("undisturbed restore")?;
+            points = of_this;
+        }
+    }
+    if verb != Verb::Del {
+        stage.of(Verb::Del, &result).run(host)?.silence().context("undisturbed DEL")?;
     }
     // The kernel takes its time with removed links; what is there once they are gone, stays.
     let settled = soon(|| {
@@ -178,15 +265,16 @@ pub(crate) fn judge(
     let before = if scenario.has_neighbour { stage.snapshot()? } else { baseline.empty.clone() };
     let with_result = stage.call.del().prev(&baseline.result);
     let cleaning = if fault == Fault::KillThenPrevResult { with_result.clone() } else { stage.call.del() };
-    let call = match verb {
-        Verb::Add => stage.call.add(),
-        Verb::Del => {
-            let result = stage.call.add().run(host)?.result().context("ADD before the DEL")?;
-            stage.can_be_reached(&result).context("before the DEL")?;
-            with_result.clone()
-        }
-    };
-    let (answer, hit) = stage.traced(&call, Some((point, injection)))?;
+    let mut result = Value::Null;
+    if verb != Verb::Add {
+        result = stage.call.add().run(host)?.result().context("ADD before it")?;
+        stage.can_be_reached(&result).context("before it")?;
+    }
+    if verb == Verb::Restore {
+        flush(host)?;
+    }
+    let call = stage.of(verb, &baseline.result);
+    let (answer, hit) = stage.traced(verb, &call, Some((point, injection)))?;
     if answer.status() == Some(tracer::HANG) {
         bail!("hangs: {}", answer.stderr());
     }
@@ -197,6 +285,20 @@ pub(crate) fn judge(
         || format!("it ended with {:?} and said {}{}", answer.status(), answer.stdout(), answer.stderr());
     match (answer.status(), verb) {
         (None, _) if injection != Injection::Kill => bail!("crashed: {}", answer.stderr()),
+        (status, Verb::Restore) => {
+            if status != Some(0) {
+                stage.restore()?;
+            }
+            stage.works(&result).context("after restore")?;
+            with_result.run(host)?.silence().context("DEL after restore")?;
+            stage.is_gone(&before, baseline).context("after restore and DEL")?;
+            Ok(match status {
+                Some(0) => Kept::Tolerated,
+                Some(_) if fault == Fault::Interruption => bail!("not tolerated: {}", said()),
+                Some(_) => Kept::Refused,
+                None => Kept::Recovered,
+            })
+        }
         (None, _) => {
             cleaning.run(host)?.silence().context("DEL after the kill")?;
             stage.is_gone(&before, baseline).context("after the kill and DEL")?;
@@ -210,9 +312,9 @@ pub(crate) fn judge(
             stage.is_gone(&before, baseline).context("after ADD succeeded and DEL")?;
             Ok(Kept::Tolerated)
         }
-        (Some(0), Verb::Del) => {
+        (Some(0), Verb::Del | Verb::Gc) => {
             answer.silence()?;
-            stage.is_gone(&before, baseline).context("although DEL succeeded")?;
+            stage.is_gone(&before, baseline).context("although it succeeded")?;
             Ok(Kept::Tolerated)
         }
         (Some(_), _) if fault == Fault::Interruption => bail!("not tolerated: {}", said()),
@@ -220,18 +322,22 @@ pub(crate) fn judge(
             let refusal = answer.refusal()?;
             // The empty tables and chains that all pods share may stay. Nobody could tell whether another is about to
             // use them, and the commands of iptables leave them just so.
-            let shared = baseline.settled.rules();
+            // And the kernel gives lo its address when it is first set up, for ever.
+            let shared = match stage.scenario.plugin {
+                Plugin::Loopback => baseline.settled.clone(),
+                _ => baseline.settled.rules(),
+            };
             let restored = soon(|| stage.snapshot()?.nothing_beyond(&before, &shared));
             restored.with_context(|| format!("after ADD failed ({})", refusal.text()))?;
             stage.can_be_added()?;
             Ok(Kept::Refused)
         }
-        (Some(_), Verb::Del) => {
+        (Some(_), Verb::Del | Verb::Gc) => {
             let refusal = answer.refusal()?;
-            let again = with_result.run(host)?.silence();
-            again.with_context(|| format!("the DEL after the failed one ({})", refusal.text()))?;
+            let again = call.run(host)?.silence();
+            again.with_context(|| format!("the one after the failed one ({})", refusal.text()))?;
             let gone = stage.is_gone(&before, baseline);
-            gone.with_context(|| format!("after the second DEL (the first: {})", refusal.text()))?;
+            gone.with_context(|| format!("after the second (the first: {})", refusal.text()))?;
             Ok(Kept::Refused)
         }
     }

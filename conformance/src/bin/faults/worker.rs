@@ -1,18 +1,11 @@
 //! A process that goes through all points of one verb on one network. Each trial has a host of its own.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use conformance::apart::apart;
 use conformance::sandbox::Sandbox;
-use nix::fcntl::OFlag;
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork, pipe2};
 use serde_json::{Value, json};
 
 use crate::calls::Watched;
@@ -113,54 +106,4 @@ fn attempt(
         Err(error) => Err(format!("{error:#}")),
     };
     Trial { fault, place: format!("{injection} at {point}"), outcome }
-}
-
-/// Runs something as the first process of a process namespace of its own: whatever it starts, ends with it. The
-/// calling process must be single-threaded.
-fn apart(work: impl FnOnce() -> Result<String>) -> Result<String> {
-    // Plugins must not inherit it: they close what they do not know.
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-    // SAFETY: the process has one thread, so the child may do anything.
-    let child = match unsafe { fork() }.context("fork")? {
-        ForkResult::Parent { child } => child,
-        ForkResult::Child => {
-            drop(reader);
-            let status = namespaced(work, File::from(writer)).map_or(1, |()| 0);
-            // SAFETY: _exit runs nothing of the parent's.
-            unsafe { nix::libc::_exit(status) }
-        }
-    };
-    drop(writer);
-    let mut text = String::new();
-    File::from(reader).read_to_string(&mut text)?;
-    let end = waitpid(child, None)?;
-    match text.split_at_checked(1) {
-        Some(("+", answer)) => Ok(answer.to_owned()),
-        Some((_, why)) => bail!("{why}"),
-        None => bail!("the trial ended with {end:?}"),
-    }
-}
-
-fn namespaced(work: impl FnOnce() -> Result<String>, mut writer: File) -> Result<()> {
-    set_pdeathsig(Signal::SIGKILL)?;
-    unshare(CloneFlags::CLONE_NEWPID)?;
-    // SAFETY: as above.
-    match unsafe { fork() }? {
-        ForkResult::Parent { child } => match waitpid(child, None)? {
-            WaitStatus::Exited(_, 0) => Ok(()),
-            other => bail!("{other:?}"),
-        },
-        ForkResult::Child => {
-            let outcome = set_pdeathsig(Signal::SIGKILL).map_err(Into::into).and_then(|()| {
-                catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| bail!("the trial panicked"))
-            });
-            let text = match outcome {
-                Ok(answer) => format!("+{answer}"),
-                Err(error) => format!("-{error:#}"),
-            };
-            let status = i32::from(writer.write_all(text.as_bytes()).is_err());
-            // SAFETY: _exit runs nothing of the parent's.
-            unsafe { nix::libc::_exit(status) }
-        }
-    }
 }

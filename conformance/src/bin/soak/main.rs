@@ -5,9 +5,8 @@
 //! * [`churn`], [`first_pods`]: the scenarios; [`worker`], [`collection`]: who calls what
 //! * [`attachment`], [`ledger`]: what the runtime knows
 //! * [`invariants`], [`reach`]: what must hold whenever no call runs
-//! * [`random`], [`apart`]: random numbers from a seed, and namespaces
+//! * [`random`]: random numbers from a seed
 
-mod apart;
 mod attachment;
 mod churn;
 mod collection;

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use conformance::apart::apart;
 use conformance::call::Call;
 use conformance::expect::soon;
 use conformance::sandbox::Sandbox;
 use conformance::snapshot::Snapshot;
 use nix::mount::{MsFlags, mount};
 
-use crate::apart::apart;
 use crate::attachment::{Attachment, Suite};
 use crate::ledger::Counts;
 use crate::network::{self, Network};

@@ -15,7 +15,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
 /// Runs something in a process namespace of its own: whatever it starts, ends with it. Its first process only buries
 /// orphans, the second does the work. The calling process must be single-threaded.
-pub(crate) fn apart(work: impl FnOnce() -> Result<String>) -> Result<String> {
+pub fn apart(work: impl FnOnce() -> Result<String>) -> Result<String> {
     // Plugins must not inherit it: they close what they do not know.
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     // SAFETY: the process has one thread, so the child may do anything.
