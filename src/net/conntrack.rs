@@ -32,8 +32,11 @@ const SOURCE: u32 = 1;
 /// Whether the kernel tracks connections of this namespace, and can be told by netlink to forget some without loading a
 /// module for it.
 pub fn is_in_use() -> bool {
-    let count = sysctl::read("netfilter/nf_conntrack_count");
-    count.is_ok_and(|count| count != "0") && !would_load_a_module()
+    let may_be_in_use = match sysctl::read("netfilter/nf_conntrack_count") {
+        Ok(count) => count != "0",
+        Err(e) => e.errno != Errno::ENOENT,
+    };
+    may_be_in_use && !would_load_a_module()
 }
 
 fn would_load_a_module() -> bool {

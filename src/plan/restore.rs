@@ -1,5 +1,6 @@
 //! Restore: puts back what a flush of the tables or the restart of a firewall has taken from pods that live.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use anyhow::Context;
@@ -44,6 +45,14 @@ pub fn restore(state: &Path, network: Option<&str>, mut tell: impl FnMut(&Outcom
 /// The same of all but one attachment, for an ADD that has succeeded: it is told by the log, and who is worked on by
 /// another call is passed over, since that one may wait for this.
 pub fn restore_others(than: &Attachment, state: &Path) {
+    // Its caller has its answer already, and there can be no other: the standard library panics where a directory
+    // cannot be closed.
+    if catch_unwind(AssertUnwindSafe(|| try_to_restore_others(than, state))).is_err() {
+        log::error!("a fault in bridgehead: not all that was flushed could be put back");
+    }
+}
+
+fn try_to_restore_others(than: &Attachment, state: &Path) {
     let (places, errors) = places(state, None);
     errors.iter().for_each(|error| warn!("{error:#}"));
     for place in places.iter().filter(|place| !place.is_of_network(&than.network) || !place.is_of(than)) {

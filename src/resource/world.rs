@@ -258,16 +258,23 @@ impl World<'_> {
     }
 }
 
+/// How often it is tried to have the kernel forget connections.
+const TRIES_TO_FORGET: usize = 2;
+
 /// The connection to netfilter that this was done by, which is not to be closed at a bad moment.
 fn forget_connections(addresses: &[IpAddr]) -> Option<Nft> {
     if addresses.is_empty() || !conntrack::is_in_use() {
         return None;
     }
-    let mut nft = Nft::open().ok()?;
-    if let Err(e) = conntrack::forget(&mut nft, addresses) {
-        log::warn!("{e}");
+    // Nobody is there any more who could be told that it failed, or who would try again.
+    for _ in 0..TRIES_TO_FORGET {
+        let forgotten = Nft::open().and_then(|mut nft| conntrack::forget(&mut nft, addresses).map(|()| nft));
+        match forgotten {
+            Ok(nft) => return Some(nft),
+            Err(e) => log::warn!("{e}"),
+        }
     }
-    Some(nft)
+    None
 }
 
 /// How long the kernel may still have to free what was deleted from nf_tables.

@@ -57,6 +57,7 @@ mod sbr;
 mod spoof_guard;
 mod state_directory;
 mod status;
+mod store_crash;
 mod store_damage;
 mod sublinks;
 mod tuning;
@@ -91,6 +92,7 @@ pub fn all() -> Vec<Case> {
         host_local_ranges::CASES,
         host_local_requests::CASES,
         host_local_store::CASES,
+        store_crash::CASES,
         store_damage::CASES,
         reboot::CASES,
         status::CASES,

@@ -179,10 +179,13 @@ impl<'a> Stage<'a> {
 
     /// Of the attachment nothing is left.
     fn is_gone(&self, before: &Snapshot, baseline: &Baseline) -> Result<()> {
-        soon(|| {
-            self.snapshot()?.nothing_beyond(before, &baseline.settled)?;
-            self.is_forgotten(&baseline.result)
-        })
+        soon(|| self.snapshot()?.nothing_beyond(before, &baseline.settled))
+    }
+
+    /// The same, and the host does not remember it: the child that sees to it was not killed.
+    fn is_gone_for_good(&self, before: &Snapshot, baseline: &Baseline, injection: Injection) -> Result<()> {
+        self.is_gone(before, baseline)?;
+        if injection == Injection::Kill { Ok(()) } else { soon(|| self.is_forgotten(&baseline.result)) }
     }
 
     /// The host does not remember connections of the pod. Where there is no conntrack, it has none that could be seen.
@@ -309,12 +312,12 @@ pub(crate) fn judge(
             let result = answer.result()?;
             stage.works(&result).context("although ADD succeeded")?;
             stage.call.del().prev(&result).run(host)?.silence().context("DEL after ADD succeeded")?;
-            stage.is_gone(&before, baseline).context("after ADD succeeded and DEL")?;
+            stage.is_gone_for_good(&before, baseline, injection).context("after ADD succeeded and DEL")?;
             Ok(Kept::Tolerated)
         }
         (Some(0), Verb::Del | Verb::Gc) => {
             answer.silence()?;
-            stage.is_gone(&before, baseline).context("although it succeeded")?;
+            stage.is_gone_for_good(&before, baseline, injection).context("although it succeeded")?;
             Ok(Kept::Tolerated)
         }
         (Some(_), _) if fault == Fault::Interruption => bail!("not tolerated: {}", said()),
