@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
 # The plugin types, one hard link each. The same list as in src/registry.rs.
-PLUGINS := bandwidth bridge dummy firewall host-local loopback macvlan sbr static tuning vrf
+PLUGINS := bandwidth bridge dhcp dummy firewall host-local loopback macvlan sbr static tuning vrf
 
 BINDIR ?= /opt/cni/bin
 UNITDIR ?= /etc/systemd/system
@@ -31,7 +31,7 @@ ROUNDS ?= 2
 # What is needed besides Rust: a command or a file, and the Debian package that has it.
 BUILD_NEEDS := cc:gcc /usr/include/stdlib.h:libc6-dev
 DEMO_NEEDS := ip:iproute2 nft:nftables ping:iputils-ping unshare:util-linux
-TEST_NEEDS := $(DEMO_NEEDS) iptables:iptables strace:strace $(DEBIAN_PLUGINS)/bridge:containernetworking-plugins
+TEST_NEEDS := $(DEMO_NEEDS) dnsmasq:dnsmasq-base iptables:iptables strace:strace $(DEBIAN_PLUGINS)/bridge:containernetworking-plugins
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -102,21 +102,25 @@ uninstall: ## remove what install has put there
 	done; \
 	rm -f "$$dir/bridgehead"
 
-# Only on request: whoever has no systemd, or no firewall that flushes what is not its own, needs none.
-UNIT := bridgehead-restore.service
+# Only on request: whoever has no systemd needs none, nor who has no firewall that flushes what is not its own, and no
+# network with DHCP.
+UNITS := bridgehead-restore.service bridgehead-dhcp.socket bridgehead-dhcp.service
 
 .PHONY: install-unit
-install-unit: ## put the systemd unit that restores rules after firewalls into DESTDIR/UNITDIR (/etc/systemd/system)
+install-unit: ## put systemd units (rules restored after firewalls, DHCP) into DESTDIR/UNITDIR (/etc/systemd/system)
 	@dir='$(DESTDIR)$(UNITDIR)'; \
 	mkdir -p "$$dir"; \
-	sed 's,/opt/cni/bin/,$(BINDIR)/,' packaging/systemd/$(UNIT) >"$$dir/.$(UNIT)"; \
-	chmod 0644 "$$dir/.$(UNIT)"; \
-	mv -f -T "$$dir/.$(UNIT)" "$$dir/$(UNIT)"; \
-	echo "In $$dir: $(UNIT). Now: systemctl daemon-reload && systemctl enable --now $(UNIT)"
+	for unit in $(UNITS); do \
+	    sed 's,/opt/cni/bin/,$(BINDIR)/,' "packaging/systemd/$$unit" >"$$dir/.$$unit"; \
+	    chmod 0644 "$$dir/.$$unit"; \
+	    mv -f -T "$$dir/.$$unit" "$$dir/$$unit"; \
+	done; \
+	echo "In $$dir: $(UNITS). Now: systemctl daemon-reload, and then what is wanted of"; \
+	echo "systemctl enable --now bridgehead-restore.service; systemctl enable --now bridgehead-dhcp.socket"
 
 .PHONY: uninstall-unit
-uninstall-unit: ## remove what install-unit has put there; `systemctl disable --now bridgehead-restore` comes first
-	rm -f '$(DESTDIR)$(UNITDIR)/$(UNIT)'
+uninstall-unit: ## remove what install-unit has put there; `systemctl disable --now` of those in use comes first
+	cd '$(DESTDIR)$(UNITDIR)' && rm -f $(UNITS)
 
 .PHONY: stage
 stage: # build and install for demo, tests and benchmark

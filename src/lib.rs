@@ -10,12 +10,14 @@
 //! * [`spec`]: the CNI protocol as types; pure.
 //! * [`net`]: namespaces, netlink, nf_tables, sysctl; knows nothing of CNI.
 //! * [`ipam`]: ranges of addresses, and the store that says which are taken.
+//! * [`dhcp`]: leases of a DHCP server, the daemon that keeps them, and its client.
 //! * [`resource`]: what an attachment is made of, one file per resource.
 //! * [`plan`]: the three loops over resources, the journal, the records.
 //! * [`plugins`]: one file per kind of plugin; [`registry`] lists them, [`dispatch`] serves a call.
 //! * [`runtime`]: the caller's half of the protocol: conflists, chains, the result cache, executing plugins.
 //! * [`tool`]: what `bridgehead` does for people.
 
+pub mod dhcp;
 pub mod dispatch;
 pub mod ipam;
 pub mod logger;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use bridgehead::{dispatch, logger, registry, tool};
+use bridgehead::{dhcp, dispatch, logger, registry, tool};
 
 // musl's allocator maps and unmaps memory for each larger block, which costs a netlink program a third of its time.
 #[global_allocator]
@@ -15,6 +15,11 @@ fn main() -> ExitCode {
     let called = arguments.next().unwrap_or_default();
     let name = Path::new(&called).file_name().and_then(|name| name.to_str()).unwrap_or_default();
     match registry::find(name) {
+        Some(plugin)
+            if plugin.name == dhcp::NAME && std::env::args_os().nth(1).is_some_and(|it| it == "daemon") =>
+        {
+            dhcp::daemon::run(arguments.skip(1), Path::new(dispatch::STATE))
+        }
         Some(plugin) => dispatch::run(plugin),
         None => tool::run(arguments),
     }

@@ -8,6 +8,7 @@ use crate::plugins::{
 pub const PLUGINS: &[&PluginType] = &[
     &bandwidth::TYPE,
     &bridge::TYPE,
+    &ipam::DHCP,
     &dummy::TYPE,
     &firewall::TYPE,
     &ipam::HOST_LOCAL,

@@ -7,15 +7,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module and those that it may use. `spec` and `net` know nobody; nobody is known by `tool`.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("spec", &[]),
     ("net", &[]),
     ("logger", &[]),
     ("ipam", &["spec"]),
     ("runtime", &["spec"]),
-    ("resource", &["net", "ipam", "runtime", "spec"]),
+    ("dhcp", &["net", "spec"]),
+    ("resource", &["net", "dhcp", "ipam", "runtime", "spec"]),
     ("plan", &["resource", "net", "spec"]),
-    ("plugins", &["plan", "resource", "net", "ipam", "spec"]),
+    ("plugins", &["plan", "resource", "net", "dhcp", "ipam", "spec"]),
     ("registry", &["plugins"]),
     ("dispatch", &["registry", "plugins", "plan", "resource", "spec"]),
     ("tool", &["registry", "dispatch", "runtime", "plan", "resource", "ipam", "net", "spec"]),

@@ -12,6 +12,7 @@ pub mod module;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod packet;
 pub mod rtnl;
 pub mod sysctl;
 
@@ -19,4 +20,5 @@ pub use error::{Error, Result};
 pub use frame::Frame;
 pub use mac::Mac;
 pub use netns::Netns;
+pub use packet::PacketSocket;
 pub use rtnl::{Link, Rtnl};

@@ -48,6 +48,10 @@ pub fn collect(
         kept.extend(list.iter().flatten().cloned());
         Ok(kept)
     };
+    let (over_links, others): (Vec<&Lease>, _) = lease.into_iter().partition(|lease| lease.needs_link());
+    for lease in over_links {
+        errors.extend(lease.collect(valid, &kept, world).err());
+    }
     // Of what nobody remembers, nobody can tell without a list whether its pod lives.
     if list.is_some() {
         // As in DEL, a link goes before what guards it.
@@ -55,7 +59,7 @@ pub fn collect(
             errors.extend(resource.collect(network, &kept, world));
         }
     }
-    if let Some(lease) = lease {
+    for lease in others {
         errors.extend(lease.collect(valid, &kept, world).err());
     }
     super::join(errors)

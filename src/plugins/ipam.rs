@@ -1,8 +1,10 @@
 //! The IPAM plugins, as executables of their own: `host-local` hands out addresses of ranges, `static` those that
-//! the configuration names. Under this suite's own plugins both run in the calling process instead; in either case
-//! the work is that of [`Lease`]. Their keys: [`crate::ipam::host_local`], [`crate::ipam::fixed`].
+//! the configuration names, `dhcp` those of a server on the network. Under this suite's own plugins all run in the
+//! calling process instead; in either case the work is that of [`Lease`]. Their keys: [`crate::ipam::host_local`],
+//! [`crate::ipam::fixed`], [`crate::dhcp::conf`].
 
 use super::PluginType;
+use crate::dhcp::DhcpConf;
 use crate::ipam::{HostLocal, Static};
 use crate::plan::{Plan, Plugin, reclaim};
 use crate::resource::{Lease, Resource, World};
@@ -28,6 +30,17 @@ pub const STATIC: PluginType = PluginType {
     leftovers: |_| Vec::new(),
     status: |request, world| status(&Lease::fixed(request), world),
     lease: |_| None,
+};
+
+/// The plugin type `dhcp`. Called with the argument `daemon`, it is the daemon instead: [`crate::dhcp::daemon`].
+pub const DHCP: PluginType = PluginType {
+    name: crate::dhcp::NAME,
+    versions: &version::ALL,
+    keys: DhcpConf::keys,
+    parse: |request| parse(Lease::dhcp(request)),
+    leftovers: |request| vec![Resource::Lease(Lease::dhcp(request))],
+    status: |request, world| status(&Lease::dhcp(request), world),
+    lease: |request| Some(Lease::dhcp(request)),
 };
 
 /// The error of code 50 if a lease could not be had now, even though an ADD would reclaim those of the dead.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Finding, Kept, World};
+use crate::dhcp::{self, Client, DhcpConf};
 use crate::ipam::fixed::Static;
 use crate::ipam::host_local::{self, HostLocal};
 use crate::ipam::{Owner, Store};
@@ -20,6 +21,7 @@ use crate::spec::{Attachment, CniError, CniResult, Code, Command, Request};
 /// The IPAM plugins that this program is.
 const HOST_LOCAL: &str = "host-local";
 const STATIC: &str = "static";
+const DHCP: &str = dhcp::NAME;
 
 /// The addresses of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,11 @@ pub enum Source {
     },
     /// Our `static`.
     Static,
+    /// Our `dhcp`.
+    Dhcp {
+        /// Where its daemon listens.
+        socket: PathBuf,
+    },
     /// Another program.
     Delegated {
         /// Its name on `CNI_PATH`.
@@ -60,6 +67,7 @@ impl Lease {
         match plugin {
             HOST_LOCAL if is_this_program(plugin, request) => Self::host_local(request),
             STATIC if is_this_program(plugin, request) => Self::fixed(request),
+            DHCP if is_this_program(plugin, request) => Self::dhcp(request),
             _ => Self::new(request, Source::Delegated { plugin: plugin.to_owned() }),
         }
     }
@@ -74,6 +82,11 @@ impl Lease {
         Self::new(request, Source::Static)
     }
 
+    /// The lease that our `dhcp` gives for a request.
+    pub fn dhcp(request: &Request) -> Self {
+        Self::new(request, Source::Dhcp { socket: DhcpConf::socket_of(&request.config) })
+    }
+
     fn new(request: &Request, source: Source) -> Self {
         Self { attachment: request.attachment.clone(), source, given: Vec::new() }
     }
@@ -83,6 +96,7 @@ impl Lease {
     pub fn needs_link(&self) -> bool {
         match &self.source {
             Source::HostLocal { .. } | Source::Static => false,
+            Source::Dhcp { .. } => true,
             Source::Delegated { plugin } => !matches!(plugin.as_str(), HOST_LOCAL | STATIC),
         }
     }
@@ -101,6 +115,11 @@ impl Lease {
                 Ok(host_local.lease(&self.attachment, &world.state)?)
             }
             Source::Static => Ok(Static::parse(&request.config, &request.args()?)?.result()),
+            Source::Dhcp { socket } => {
+                // What is wrong with it is found here, where there is an interface or not.
+                DhcpConf::parse(&request.config, request.raw_args())?;
+                Ok(Client::new(socket).allocate(request)?)
+            }
             Source::Delegated { plugin } => {
                 let answer = delegate(plugin, Command::Add, request).map_err(|error| {
                     // It may have got half-way.
@@ -133,12 +152,30 @@ impl Lease {
                 let given = CniResult { ips: self.given.clone(), ..CniResult::default() };
                 Static::parse(&request.config, &request.args()?)?.observe(&given)
             }
+            Source::Dhcp { socket } => {
+                DhcpConf::parse(&request.config, request.raw_args())?;
+                self.observe_dhcp(&Client::new(socket), request)?
+            }
             Source::Delegated { plugin } => {
                 delegate(plugin, Command::Check, request)?;
                 Vec::new()
             }
         };
         Ok(sentences.into_iter().map(Finding::told).collect())
+    }
+
+    fn observe_dhcp(&self, client: &Client, request: &Request) -> Result<Vec<String>, CniError> {
+        let have = match client.look(request) {
+            Ok(have) => have.ips,
+            Err(e) if e.code == Code::Drift as u32 => return Ok(vec![e.msg]),
+            Err(e) => return Err(e),
+        };
+        let missing = self.given.iter().filter(|ip| !have.iter().any(|it| it.address == ip.address));
+        let instead: Vec<String> = have.iter().map(|it| it.address.to_string()).collect();
+        let instead = instead.join(", ");
+        Ok(missing
+            .map(|ip| format!("the DHCP lease should be of {} and is of {instead}", ip.address))
+            .collect())
     }
 
     /// Gives the addresses back.
@@ -153,6 +190,9 @@ impl Lease {
                 )?;
             }
             Source::Static => {}
+            Source::Dhcp { socket } => {
+                Client::new(socket).release(world.request, &self.attachment, &world.state)?;
+            }
             Source::Delegated { plugin } => {
                 delegate(plugin, Command::Del, world.request)?;
             }
@@ -176,6 +216,20 @@ impl Lease {
                 }
             }
             Source::Static => {}
+            Source::Dhcp { socket } => {
+                // Without a list, the daemon sees by itself whose namespace is gone.
+                let ValidAttachments::Only(list) = valid else { return Ok(()) };
+                let client = Client::new(socket);
+                let all = client.list(world.request)?;
+                // Asked for after what is there: an ADD writes its record before it asks for a lease.
+                let kept = kept()?;
+                let is_valid = |it: &Attachment| {
+                    list.iter().any(|v| v.container_id == it.container_id && v.ifname == it.ifname)
+                };
+                for dead in all.iter().filter(|it| !is_valid(it) && !kept.contains(it)) {
+                    client.release(world.request, dead, &world.state)?;
+                }
+            }
             Source::Delegated { plugin } => {
                 delegate(plugin, Command::Gc, world.request)?;
             }
@@ -219,6 +273,10 @@ impl Lease {
             }
             Source::Static => {
                 Static::parse(&request.config, &request.args()?)?;
+            }
+            Source::Dhcp { socket } => {
+                DhcpConf::parse(&request.config, request.raw_args())?;
+                Client::new(socket).status()?;
             }
             Source::Delegated { plugin } => {
                 // Without the plugin, or with one that cannot be executed, no ADD could be served either.
@@ -266,7 +324,7 @@ fn is_this_file(program: &Path) -> bool {
 /// If it is this program as another plugin than an IPAM, it is not executed: it would do the same in its turn, and so
 /// on without end. Having given no address it has none to take back.
 fn delegate(plugin: &str, command: Command, request: &Request) -> Result<Option<Value>, CniError> {
-    let is_ipam = matches!(plugin, HOST_LOCAL | STATIC);
+    let is_ipam = matches!(plugin, HOST_LOCAL | STATIC | DHCP);
     if !is_ipam && invoke::find(plugin, &request.path).is_ok_and(|found| is_this_file(&found)) {
         return match command {
             Command::Del | Command::Gc => Ok(None),

@@ -187,6 +187,11 @@ impl Request {
         })
     }
 
+    /// `CNI_ARGS` as it was given, for whoever it is handed on to.
+    pub fn raw_args(&self) -> &str {
+        &self.args
+    }
+
     /// The pairs of `CNI_ARGS`. Only who uses them may refuse them: `loopback` does not care, and DEL must not.
     pub fn args(&self) -> Result<Args, CniError> {
         let args = Args::parse(&self.args)?;

@@ -35,6 +35,7 @@ mod bridge_links;
 mod bridge_masquerade;
 mod chained;
 mod delegation;
+mod dhcp;
 mod environment;
 mod firewall;
 mod firewall_packets;
@@ -116,6 +117,9 @@ pub fn all() -> Vec<Case> {
         sublinks::MACVLAN,
         macvlan::CASES,
         sublinks::DUMMY,
+        dhcp::CASES,
+        dhcp::KEEPING,
+        dhcp::FAILURES,
         restore::CASES,
         firewall::CASES,
         firewall_packets::CASES,
