@@ -14,6 +14,7 @@ pub const PLUGINS: &[&PluginType] = &[
     &ipam::HOST_LOCAL,
     &loopback::TYPE,
     &macvlan::TYPE,
+    &ptp::TYPE,
     &sbr::TYPE,
     &ipam::STATIC,
     &tuning::TYPE,

@@ -8,15 +8,16 @@ mod status;
 use std::net::IpAddr;
 
 use super::PluginType;
+use super::mtu::{MTU_DEFAULT, Mtu, check_ipv6};
 use crate::net::netns::Identity;
 use crate::net::{Link, Mac, sysctl};
 use crate::plan::{Plan, Plugin};
 use crate::resource::addressing::decide_next_hops;
 use crate::resource::masquerade::Backend;
 use crate::resource::{self, Lease, Resource, World, veth, vlan_gateway};
-use crate::spec::result::{Interface, IpConfig, Route};
-use crate::spec::{Attachment, CniError, CniResult, Prefix, Request, Version, json, version};
-use conf::{Bridge, Mtu};
+use crate::spec::result::{Interface, Route};
+use crate::spec::{CniError, CniResult, Prefix, Request, Version, json, version};
+use conf::Bridge;
 
 /// The plugin type.
 pub const TYPE: PluginType = PluginType {
@@ -28,11 +29,6 @@ pub const TYPE: PluginType = PluginType {
     lease: Lease::wanted_by,
     status: status::status,
 };
-
-/// Smallest MTU that IPv6 allows (RFC 8200).
-const MTU_IPV6: u32 = 1280;
-/// MTU of Ethernet: what the kernel gives a bridge and a veth if nobody says.
-const MTU_DEFAULT: u32 = 1500;
 
 /// What the host has of it already, or what the result says it has.
 #[derive(Clone, Debug)]
@@ -186,7 +182,7 @@ impl Bridge {
             attachment: self.attachment.clone(),
             host_name: facts.host_name.clone(),
             host_mac: facts.host_mac,
-            bridge: self.name.clone(),
+            bridge: Some(self.name.clone()),
             mac: facts.mac,
             mtu: facts.mtu,
             hairpin: self.hairpin,
@@ -233,30 +229,15 @@ impl Bridge {
             bridge_mac,
             bridge_mtu: bridge.as_ref().map(|link| link.mtu),
             vlan_gateway_mac,
-            mtu: self.decide_mtu(world)?,
+            mtu: self.mtu.decide(world)?,
             masquerade: self.decide_backend(ipam, world)?,
             host_name: veth::host_name(&self.attachment),
             host_mac: veth::host_mac(&self.attachment),
             mac: Some(self.mac.unwrap_or_else(|| {
                 // An interface that is there before its address cannot be named after it.
                 let is_first = self.lease.as_ref().is_some_and(Lease::needs_link);
-                derived_mac(&self.attachment, if is_first { &[] } else { &ipam.ips })
+                veth::pod_mac(&self.attachment, if is_first { &[] } else { &ipam.ips })
             })),
-        })
-    }
-
-    fn decide_mtu(&self, world: &mut World<'_>) -> anyhow::Result<Option<u32>> {
-        Ok(match self.mtu {
-            Mtu::Default => None,
-            Mtu::Fixed(mtu) => Some(mtu),
-            Mtu::Auto => {
-                let host = world.host()?;
-                let uplink = match host.default_route_link()? {
-                    Some(index) => host.link_by_index(index)?,
-                    None => None,
-                };
-                uplink.map(|link| link.mtu)
-            }
         })
     }
 
@@ -328,12 +309,7 @@ impl Plugin for Bridge {
             ipam.dns = dns.clone();
         }
         let facts = self.look_at_host(&ipam, world)?;
-        if let Some(mtu) = facts.mtu.filter(|mtu| *mtu < MTU_IPV6)
-            && ipam.ips.iter().any(|ip| ip.address.is_ipv6())
-        {
-            let msg = format!("mtu: {mtu} is too small for IPv6, which needs {MTU_IPV6}");
-            return Err(CniError::config(msg).into());
-        }
+        check_ipv6(facts.mtu, &ipam.ips)?;
         let resources = self.resources(&ipam, &facts);
         let result = CniResult { interfaces: self.interfaces(&facts), ..ipam };
         Ok(Plan { resources, result })
@@ -422,20 +398,6 @@ fn add_default_routes(ipam: &mut CniResult) {
     }
 }
 
-/// The pod's MAC if nobody asks for one: made from its first address, so that who gets the address next has the
-/// same, and no neighbour is left with a wrong entry. Without addresses it is made from the attachment.
-fn derived_mac(attachment: &Attachment, ips: &[IpConfig]) -> Mac {
-    let Attachment { network, container_id, ifname } = attachment;
-    match ips.first().map(|ip| ip.address.address()) {
-        Some(IpAddr::V4(a)) => {
-            let [a, b, c, d] = a.octets();
-            Mac::local([0x58, a, b, c, d])
-        }
-        Some(IpAddr::V6(a)) => veth::mac_from(&["pod", &a.to_string()]),
-        None => veth::mac_from(&["pod", "/", network, "/", container_id, "/", ifname]),
-    }
-}
-
 /// The MAC of a bridge that is to be made. Pods that come at the same moment must all say the same in their results,
 /// so it is made from what they have in common; and bridges of one name on two hosts may share a network, so that is
 /// the host's namespace in this boot.
@@ -464,14 +426,5 @@ mod tests {
         add_default_routes(&mut ipam);
         let routes: Vec<String> = ipam.routes.iter().map(|r| format!("{} {:?}", r.dst, r.gw)).collect();
         assert_eq!(routes, ["::/0 None", "0.0.0.0/0 Some(10.1.0.1)"]);
-    }
-
-    #[test]
-    fn the_mac_follows_the_address() {
-        let attachment = Attachment { network: "n".into(), container_id: "c".into(), ifname: "eth0".into() };
-        let ipam = CniResult::from_value(&json!({"ips": [{"address": "10.1.0.2/16"}]}), Version::V1_0_0, "x")
-            .unwrap();
-        assert_eq!(derived_mac(&attachment, &ipam.ips).to_string(), "0a:58:0a:01:00:02");
-        assert!(derived_mac(&attachment, &[]).is_valid());
     }
 }

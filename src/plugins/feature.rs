@@ -1,7 +1,12 @@
 //! What the kernel can do, for STATUS: nothing is made for a try, and no module is loaded.
 
+use nix::errno::Errno;
+
+use crate::net::iptables::{Protocol, Variant, installed};
 use crate::net::module::{self, Presence};
+use crate::net::nft::{Family, Nft, Table};
 use crate::resource::World;
+use crate::resource::masquerade::Backend;
 use crate::spec::{CniError, Code};
 
 /// A kind of link that a plugin makes.
@@ -28,5 +33,28 @@ impl LinkKind<'_> {
                 Err(CniError::new(Code::Unavailable, msg).into())
             }
         }
+    }
+}
+
+/// Whether NAT would be done by nf_tables: in all cases but that of an old iptables.
+pub(super) fn masquerades_by_nf_tables(configured: Option<Backend>) -> bool {
+    match configured {
+        Some(Backend::Nftables) => true,
+        Some(Backend::Iptables) | None => installed(Protocol::Ipv4) != Some(Variant::Legacy),
+    }
+}
+
+/// Whether the kernel has nf_tables, or would on demand.
+pub(super) fn has_nf_tables() -> anyhow::Result<bool> {
+    if module::presence("nf_tables") != Presence::Unknown {
+        return Ok(true);
+    }
+    // Any question will do; it is who answers that matters.
+    let answer =
+        Nft::open().and_then(|mut nft| nft.has_chain(Table::new(Family::Inet, "bridgehead").chain("any")));
+    match answer {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.errno, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }

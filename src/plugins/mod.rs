@@ -9,6 +9,8 @@ pub mod firewall;
 pub mod ipam;
 pub mod loopback;
 pub mod macvlan;
+mod mtu;
+pub mod ptp;
 pub mod sbr;
 mod sublink;
 pub mod tuning;

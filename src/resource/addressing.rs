@@ -82,8 +82,22 @@ impl Addressing {
         }
     }
 
+    /// Its routes as the kernel knows them.
+    pub(super) fn kernel_routes(&self) -> impl Iterator<Item = rtnl::Route> {
+        self.routes.iter().map(kernel_route)
+    }
+
     /// Tells which addresses and routes are missing, and whether the interface is down.
     pub fn observe(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
+        self.observe_with(&[], world)
+    }
+
+    /// The same with routes beside its own.
+    pub(super) fn observe_with(
+        &self,
+        others: &[rtnl::Route],
+        world: &mut World<'_>,
+    ) -> anyhow::Result<Vec<Finding>> {
         let ifname = &self.ifname;
         let pod = world.pod()?;
         // That it is missing is the finding of whoever made it.
@@ -98,9 +112,10 @@ impl Addressing {
                 findings.push(Finding::missing(format!("address {want} on pod interface {ifname}")));
             }
         }
-        if !self.routes.is_empty() {
+        let wanted: Vec<_> = others.iter().cloned().chain(self.kernel_routes()).collect();
+        if !wanted.is_empty() {
             let routes = pod.rtnl()?.routes(&found)?;
-            for want in self.routes.iter().map(kernel_route) {
+            for want in wanted {
                 if !routes.iter().any(|have| want.is_served_by(have)) {
                     findings.push(Finding::missing(format!("route {want} by pod interface {ifname}")));
                 }
@@ -110,7 +125,8 @@ impl Addressing {
     }
 }
 
-fn run(rtnl: &mut rtnl::Rtnl, batch: Vec<Message>) -> anyhow::Result<()> {
+/// Sends the requests that configure an interface.
+pub(super) fn run(rtnl: &mut rtnl::Rtnl, batch: Vec<Message>) -> anyhow::Result<()> {
     if batch.is_empty() {
         return Ok(());
     }
@@ -128,6 +144,7 @@ fn kernel_route(route: &spec::result::Route) -> rtnl::Route {
         dst: dst.address(),
         dst_len: dst.prefix_len(),
         gateway: route.gw,
+        source: None,
         table: route.table,
         priority: route.priority,
         scope: route.scope,

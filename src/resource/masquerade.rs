@@ -14,7 +14,7 @@ use super::owner::Owner;
 use super::{Ensured, Finding, Kept, World};
 use crate::net::iptables::{Protocol, Variant, installed, legacy};
 use crate::net::nft::{Extension, Family, Nft};
-use crate::spec::{Attachment, Prefix};
+use crate::spec::{Attachment, CniError, Prefix};
 pub use foreign::ForeignMasquerade;
 
 /// Where the rules are kept.
@@ -28,6 +28,22 @@ pub enum Backend {
 }
 
 impl Backend {
+    /// The one that the key `ipMasqBackend` names, if it is not empty.
+    ///
+    /// # Errors
+    ///
+    /// Code 7 for any other text.
+    pub fn configured(text: &str) -> std::result::Result<Option<Self>, CniError> {
+        match text {
+            "" => Ok(None),
+            "iptables" => Ok(Some(Self::Iptables)),
+            "nftables" => Ok(Some(Self::Nftables)),
+            _ => Err(CniError::config(format!(
+                "ipMasqBackend: unknown ipmasq backend {text:?}; wanted is \"iptables\" or \"nftables\""
+            ))),
+        }
+    }
+
     /// The configured one; else iptables where an iptables command is there and the kernel can do what it asks for;
     /// else nftables (the reference's rule). Nothing is executed.
     ///

@@ -23,7 +23,9 @@ pub mod masquerade;
 pub mod neighbours;
 pub mod owner;
 pub mod pod_link_up;
+pub mod pod_routes;
 pub mod pod_sysctls;
+pub mod point_to_point;
 pub mod port_state;
 pub mod port_vlans;
 pub mod reserved_frames;
@@ -61,7 +63,9 @@ pub use mac_guard::MacGuard;
 pub use masquerade::{ForeignMasquerade, Masquerade};
 pub use neighbours::Neighbours;
 pub use pod_link_up::PodLinkUp;
+pub use pod_routes::PodRoutes;
 pub use pod_sysctls::PodSysctls;
+pub use point_to_point::PointToPoint;
 pub use port_state::PortState;
 pub use port_vlans::PortVlans;
 pub use reserved_frames::ReservedFrames;
@@ -212,6 +216,10 @@ pub enum Resource {
     PodSysctls(PodSysctls),
     /// Addresses and routes of the pod's interface.
     Addressing(Addressing),
+    /// Addresses and routes of a pod's interface behind which there is only the host.
+    PointToPoint(PointToPoint),
+    /// The host's addresses and routes on a link behind which there is only a pod.
+    PodRoutes(PodRoutes),
     /// The bridge port's readiness.
     PortState(PortState),
     /// What the host remembers of the pod's connections.
@@ -291,6 +299,8 @@ impl Resource {
             Self::PodLinkUp(link) => link.ensure(world),
             Self::PodSysctls(sysctls) => sysctls.ensure(world),
             Self::Addressing(addressing) => addressing.ensure(world),
+            Self::PointToPoint(addressing) => addressing.ensure(world),
+            Self::PodRoutes(routes) => routes.ensure(world),
             Self::PortState(port) => port.ensure(world),
             Self::Neighbours(neighbours) => neighbours.ensure(world),
             Self::Connections(connections) => connections.ensure(world),
@@ -332,6 +342,8 @@ impl Resource {
             Self::PodLinkUp(link) => link.observe(world),
             Self::PodSysctls(sysctls) => sysctls.observe(world),
             Self::Addressing(addressing) => addressing.observe(world),
+            Self::PointToPoint(addressing) => addressing.observe(world),
+            Self::PodRoutes(routes) => routes.observe(world),
             Self::PortState(port) => port.observe(world),
             Self::Neighbours(neighbours) => neighbours.observe(world),
             Self::Connections(connections) => connections.observe(world),
@@ -381,6 +393,8 @@ impl Resource {
             | Self::PodLinkUp(_)
             | Self::PodSysctls(_)
             | Self::Addressing(_)
+            | Self::PointToPoint(_)
+            | Self::PodRoutes(_)
             | Self::PortState(_)
             | Self::Neighbours(_)
             | Self::Connections(_)
@@ -449,6 +463,8 @@ impl Resource {
             | Self::PodLinkUp(_)
             | Self::PodSysctls(_)
             | Self::Addressing(_)
+            | Self::PointToPoint(_)
+            | Self::PodRoutes(_)
             | Self::PortState(_)
             | Self::Neighbours(_)
             | Self::Connections(_)
@@ -502,6 +518,8 @@ impl Resource {
             | Self::PodLinkUp(_)
             | Self::PodSysctls(_)
             | Self::Addressing(_)
+            | Self::PointToPoint(_)
+            | Self::PodRoutes(_)
             | Self::PortState(_) => Ok(()),
         }
     }

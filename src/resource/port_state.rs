@@ -38,11 +38,10 @@ impl PortState {
         match wait_until_operational(world.host()?, &self.link, deadline)? {
             Some(found) if found.operational => {}
             Some(_) => {
-                let msg =
-                    format!("bridge port {} does not come up within {} s", self.link, DEADLINE.as_secs());
+                let msg = format!("link {} does not come up within {} s", self.link, DEADLINE.as_secs());
                 bail!(CniError::new(Code::Kernel, msg))
             }
-            None => bail!(CniError::new(Code::Kernel, format!("bridge port {} has vanished", self.link))),
+            None => bail!(CniError::new(Code::Kernel, format!("link {} has vanished", self.link))),
         }
         for address in &self.addresses {
             if let IpAddr::V6(address) = address
@@ -60,7 +59,7 @@ impl PortState {
     pub fn observe(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
         Ok(match world.host()?.link(&self.link)? {
             Some(found) if !found.operational => {
-                vec![Finding::differs(format!("bridge port {}", self.link), "carrying packets", "not")]
+                vec![Finding::differs(format!("host link {}", self.link), "carrying packets", "not")]
             }
             // That the link is missing is the veth's finding.
             _ => Vec::new(),

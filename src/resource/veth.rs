@@ -1,4 +1,6 @@
-//! The veth pair: one end a port of the bridge, the other the pod's interface.
+//! The veth pair: one end on the host, where it may be a port of a bridge, the other the pod's interface.
+
+use std::net::IpAddr;
 
 use anyhow::bail;
 use nix::errno::Errno;
@@ -8,6 +10,7 @@ use super::{Ensured, Finding, Kept, World};
 use crate::net::rtnl::link::{self, Link, Port, VethPair};
 use crate::net::{Mac, Rtnl, sysctl};
 use crate::spec::digest::sha512_hex;
+use crate::spec::result::IpConfig;
 use crate::spec::{Attachment, CniError, Code};
 
 /// The most bytes that a link's alias may have (`IFALIASZ` of linux/if.h less its NUL).
@@ -22,8 +25,8 @@ pub struct Veth {
     pub host_name: String,
     /// MAC address of the host end.
     pub host_mac: Mac,
-    /// The bridge that the host end is a port of.
-    pub bridge: String,
+    /// The bridge that the host end is a port of, if of any.
+    pub bridge: Option<String>,
     /// MAC address of the pod's end; on a CHECK `None` where the result does not tell.
     pub mac: Option<Mac>,
     /// MTU of both ends in bytes; `None` for the kernel's choice.
@@ -54,6 +57,20 @@ pub fn mac_from(parts: &[&str]) -> Mac {
     Mac::local(std::array::from_fn(|i| byte(i).unwrap_or_default()))
 }
 
+/// The pod's MAC if nobody asks for one: made from its first address, so that who gets the address next has the
+/// same, and no neighbour is left with a wrong entry. Without addresses it is made from the attachment.
+pub fn pod_mac(attachment: &Attachment, ips: &[IpConfig]) -> Mac {
+    let Attachment { network, container_id, ifname } = attachment;
+    match ips.first().map(|ip| ip.address.address()) {
+        Some(IpAddr::V4(a)) => {
+            let [a, b, c, d] = a.octets();
+            Mac::local([0x58, a, b, c, d])
+        }
+        Some(IpAddr::V6(a)) => mac_from(&["pod", &a.to_string()]),
+        None => mac_from(&["pod", "/", network, "/", container_id, "/", ifname]),
+    }
+}
+
 /// The alias that names an attachment's link.
 pub(super) fn alias(attachment: &Attachment) -> String {
     let Attachment { network, container_id, ifname } = attachment;
@@ -72,7 +89,7 @@ impl Veth {
             attachment: attachment.clone(),
             host_name: host_name(attachment),
             host_mac: host_mac(attachment),
-            bridge: String::new(),
+            bridge: None,
             mac: None,
             mtu: None,
             hairpin: false,
@@ -82,7 +99,10 @@ impl Veth {
 
     /// Makes the pair. What an earlier attempt of the same attachment left is replaced.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
-        let master = world.existing_host_link(&self.bridge)?.index;
+        let master = match &self.bridge {
+            Some(bridge) => Some(world.existing_host_link(bridge)?.index),
+            None => None,
+        };
         let ifname = &self.attachment.ifname;
         world.pod()?.forget_link();
         for attempt in 0.. {
@@ -105,7 +125,8 @@ impl Veth {
                     }
                 }
                 Err(e) if e.errno == Errno::EXFULL => {
-                    let msg = format!("bridge {} is full: Linux allows a bridge 1023 ports", self.bridge);
+                    let bridge = self.bridge.as_deref().unwrap_or_default();
+                    let msg = format!("bridge {bridge} is full: Linux allows a bridge 1023 ports");
                     bail!(CniError::new(Code::Exhausted, msg));
                 }
                 Err(e) if e.errno == Errno::EINVAL && self.mtu.is_some() => {
@@ -182,7 +203,8 @@ impl Veth {
             findings.push(Finding::differs(&object, "up", "down"));
         }
         self.compare_mtu(&found, &object, &mut findings);
-        let master = world.host_link(&self.bridge)?.map(|l| l.index);
+        let Some(bridge) = &self.bridge else { return Ok(findings) };
+        let master = world.host_link(bridge)?.map(|l| l.index);
         if found.master.is_none() || found.master != master {
             let have = match found.master {
                 None => "none".to_owned(),
@@ -190,7 +212,7 @@ impl Veth {
                     world.host()?.link_by_index(index)?.map_or_else(|| index.to_string(), |l| l.name)
                 }
             };
-            findings.push(Finding::differs(format!("bridge of {object}"), &self.bridge, have));
+            findings.push(Finding::differs(format!("bridge of {object}"), bridge, have));
         } else {
             for (flag, want, have) in [
                 ("hairpin mode", self.hairpin, found.port.hairpin),
@@ -316,3 +338,17 @@ pub(super) fn wait_until_operational(
 
 #[cfg(test)]
 mod tests;
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::spec::{CniResult, Version};
+    #[test]
+    fn the_mac_follows_the_address() {
+        let attachment = Attachment { network: "n".into(), container_id: "c".into(), ifname: "eth0".into() };
+        let ipam = CniResult::from_value(&json!({"ips": [{"address": "10.1.0.2/16"}]}), Version::V1_0_0, "x")
+            .unwrap();
+        assert_eq!(pod_mac(&attachment, &ipam.ips).to_string(), "0a:58:0a:01:00:02");
+        assert!(pod_mac(&attachment, &[]).is_valid());
+    }
+}

@@ -54,7 +54,7 @@ impl VlanGateway {
         let request = link::create_veth(&VethPair {
             name: &port_name(&name),
             mac: mac_from(&["vlan port", &name, &self.mac.to_string()]),
-            master: bridge.index,
+            master: Some(bridge.index),
             mtu: self.mtu,
             peer_name: &name,
             peer_mac: self.mac,

@@ -261,7 +261,7 @@ fn both_interfaces_of_a_pod_are_masqueraded(host: &Sandbox) -> Result<()> {
 }
 
 /// The address that a server in one namespace sees when a client in another connects; tries for four seconds.
-fn seen(client: &Pod, server: &Pod, address: &str) -> Result<String> {
+pub(super) fn seen(client: &Pod, server: &Pod, address: &str) -> Result<String> {
     let ip: IpAddr = address.parse()?;
     let listener = server.inside(|| TcpListener::bind(SocketAddr::new(ip, 0)))?.context("cannot listen")?;
     let target = listener.local_addr()?;

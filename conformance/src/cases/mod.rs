@@ -49,6 +49,7 @@ mod host_local_store;
 mod loopback;
 mod macvlan;
 mod mutations;
+mod ptp;
 mod reboot;
 mod records;
 mod restore;
@@ -112,6 +113,7 @@ pub fn all() -> Vec<Case> {
         spoof_guard::CASES,
         forwarding::CASES,
         reuse::CASES,
+        ptp::CASES,
         bridge_check::CASES,
         bridge_errors::CASES,
         sublinks::MACVLAN,

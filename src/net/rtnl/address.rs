@@ -52,6 +52,19 @@ pub fn add(link: &Link, address: IpAddr, prefix_len: u8, detection: DuplicateDet
     Message::new(deed, NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewAddress(message))
 }
 
+/// The request for an address that makes no route to its subnet (`noprefixroute`), and for which no duplicates are
+/// looked for: nobody of the subnet is on the link.
+pub fn add_without_route(link: &Link, address: IpAddr, prefix_len: u8) -> Message {
+    let mut message = message(link, address, prefix_len);
+    let mut flags = AddressFlags::Noprefixroute;
+    if address.is_ipv6() {
+        flags |= AddressFlags::Nodad;
+    }
+    message.attributes.push(AddressAttribute::Flags(flags));
+    let deed = format!("add address {address}/{prefix_len} to link {}", link.name);
+    Message::new(deed, NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewAddress(message))
+}
+
 /// The request that deletes an address.
 pub fn delete(link: &Link, address: IpAddr, prefix_len: u8) -> Message {
     let deed = format!("delete address {address}/{prefix_len} of link {}", link.name);

@@ -178,8 +178,8 @@ pub struct VethPair<'a> {
     pub name: &'a str,
     /// Hardware address of that end.
     pub mac: Mac,
-    /// Bridge that it becomes a port of.
-    pub master: u32,
+    /// Index of the bridge that it becomes a port of, if of any.
+    pub master: Option<u32>,
     /// MTU of both ends in bytes; `None` for the kernel's choice.
     pub mtu: Option<u32>,
     /// Name of the other end.
@@ -211,8 +211,10 @@ pub fn create_veth(pair: &VethPair<'_>) -> Message {
     let mut builder = one_queue(LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth))
         .name(pair.name)
         .address(pair.mac.0.to_vec())
-        .controller(pair.master)
         .up();
+    if let Some(master) = pair.master {
+        builder = builder.controller(master);
+    }
     if let Some(netns) = pair.peer_netns {
         peer = peer.setns_by_fd(netns.as_raw_fd());
     }

@@ -20,6 +20,7 @@ pub(super) const RTA_DST: u16 = 1;
 pub(super) const RTA_OIF: u16 = 4;
 pub(super) const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 pub(super) const RTA_MULTIPATH: u16 = 9;
 pub(super) const RTA_TABLE: u16 = 15;
@@ -29,6 +30,11 @@ const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
 /// Length of struct rtnexthop.
 const NEXT_HOP: usize = 8;
+
+/// How far away a destination is (`RT_SCOPE_*` of linux/rtnetlink.h): on the link, in the host.
+pub const SCOPE_LINK: u8 = 253;
+/// See [`SCOPE_LINK`].
+pub const SCOPE_HOST: u8 = 254;
 
 /// The main routing table.
 pub const TABLE_MAIN: u32 = 254;
@@ -43,6 +49,8 @@ pub struct Route {
     pub dst_len: u8,
     /// Next hop; on-link without one.
     pub gateway: Option<IpAddr>,
+    /// Address that packets by it have as their source if nobody says.
+    pub source: Option<IpAddr>,
     /// Routing table; the main one without.
     pub table: Option<u32>,
     /// Metric, lower first.
@@ -64,6 +72,7 @@ impl Route {
         self.dst == other.dst
             && self.dst_len == other.dst_len
             && fits(&self.gateway, &other.gateway)
+            && fits(&self.source, &other.source)
             && fits(&self.table, &other.table)
             && fits(&self.priority, &other.priority)
             && (self.dst.is_ipv6() || fits(&self.scope, &other.scope))
@@ -114,10 +123,10 @@ pub(super) fn message(link: &Link, route: &Route) -> RouteMessage {
             .build(),
     };
     if let Some(gateway) = route.gateway {
-        message.attributes.push(RouteAttribute::Gateway(match gateway {
-            IpAddr::V4(a) => RouteAddress::Inet(a),
-            IpAddr::V6(a) => RouteAddress::Inet6(a),
-        }));
+        message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+    }
+    if let Some(source) = route.source {
+        message.attributes.push(RouteAttribute::PrefSource(route_address(source)));
     }
     // A route without next hop is of scope link, as iproute2 has it; the kernel would take it for one to a host far
     // away otherwise.
@@ -139,6 +148,13 @@ pub(super) fn message(link: &Link, route: &Route) -> RouteMessage {
         message.attributes.push(RouteAttribute::Metrics(metrics));
     }
     message
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(a) => RouteAddress::Inet(a),
+        IpAddr::V6(a) => RouteAddress::Inet6(a),
+    }
 }
 
 impl Rtnl {
@@ -219,6 +235,7 @@ pub fn parse(body: &[u8]) -> Vec<(u32, Route)> {
         dst,
         dst_len,
         gateway: None,
+        source: None,
         table: Some(u32::from(table)),
         priority: None,
         scope: Some(scope),
@@ -232,6 +249,7 @@ pub fn parse(body: &[u8]) -> Vec<(u32, Route)> {
             RTA_DST => route.dst = ip_of(value).unwrap_or(dst),
             RTA_OIF => oif = u32_of(value),
             RTA_GATEWAY => route.gateway = ip_of(value),
+            RTA_PREFSRC => route.source = ip_of(value),
             RTA_PRIORITY => route.priority = u32_of(value),
             RTA_TABLE => route.table = u32_of(value),
             RTA_MULTIPATH => hops = value,

@@ -7,14 +7,13 @@ use serde_json::Value;
 
 use crate::net::Mac;
 use crate::plugins::conf::{DnsConf, requested_mac};
+use crate::plugins::mtu::Mtu;
 use crate::resource::masquerade::Backend;
 use crate::resource::{Lease, vlan_gateway};
 use crate::spec::names::check_ifname;
 use crate::spec::result::Dns;
 use crate::spec::{Attachment, CniError, Request, Version};
 
-/// Smallest MTU that IPv4 allows (RFC 791), and largest that a veth has.
-const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 /// Largest ID of a VLAN (IEEE 802.1Q; 4095 is reserved).
 const VLAN_MAX: i64 = 4094;
 
@@ -77,17 +76,6 @@ pub(super) struct Bridge {
     pub(super) lease: Option<Lease>,
 }
 
-/// Which MTU is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mtu {
-    /// The kernel's choice.
-    Default,
-    /// That of the link by which the host's default route leaves.
-    Auto,
-    /// This one, in bytes.
-    Fixed(u32),
-}
-
 /// The VLANs of the pod's bridge port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Vlans {
@@ -125,16 +113,6 @@ impl Bridge {
                 "spoofGuard: cannot be without ipam, which says what addresses the pod may send from",
             ));
         }
-        let backend = match conf.ip_masq_backend.as_str() {
-            "" => None,
-            "iptables" => Some(Backend::Iptables),
-            "nftables" => Some(Backend::Nftables),
-            text => {
-                return Err(CniError::config(format!(
-                    "ipMasqBackend: unknown ipmasq backend {text:?}; wanted is \"iptables\" or \"nftables\""
-                )));
-            }
-        };
         let vlans = vlans(conf.vlan, conf.vlan_trunk.as_deref(), conf.preserve_default_vlan)?;
         if let Some(vid) = vlans.as_ref().and_then(|v| v.access) {
             let link = vlan_gateway::link_name(&name, vid);
@@ -155,8 +133,8 @@ impl Bridge {
             is_default_gateway: conf.is_default_gateway,
             force_address: conf.force_address,
             masquerades: conf.ip_masq,
-            masquerade_backend: backend,
-            mtu: mtu(&conf.mtu)?,
+            masquerade_backend: Backend::configured(&conf.ip_masq_backend)?,
+            mtu: Mtu::parse(&conf.mtu)?,
             hairpin: conf.hairpin_mode,
             promiscuous: conf.promisc_mode,
             vlans,
@@ -170,28 +148,6 @@ impl Bridge {
             lease,
         })
     }
-}
-
-fn mtu(value: &Value) -> Result<Mtu, CniError> {
-    match value {
-        Value::Null => Ok(Mtu::Default),
-        Value::String(text) if text == "auto" => Ok(Mtu::Auto),
-        Value::Number(number) if number.as_u64() == Some(0) => Ok(Mtu::Default),
-        Value::Number(number) => number
-            .as_u64()
-            .and_then(|n| u32::try_from(n).ok())
-            .filter(|n| MTU.contains(n))
-            .map(Mtu::Fixed)
-            .ok_or_else(|| wrong_mtu(value)),
-        _ => Err(wrong_mtu(value)),
-    }
-}
-
-fn wrong_mtu(value: &Value) -> CniError {
-    let (low, high) = (MTU.start(), MTU.end());
-    CniError::config(format!(
-        "mtu: the value {value} is wrong; wanted is a number from {low} to {high}, 0 for the kernel's choice, or \"auto\""
-    ))
 }
 
 fn vlans(access: i64, trunk: Option<&[TrunkConf]>, keep_default: bool) -> Result<Option<Vlans>, CniError> {
@@ -274,17 +230,6 @@ mod tests {
         ] {
             let error = trunk(value.clone()).unwrap_err();
             assert!(error.code == 7 && error.msg.contains(key), "{value}: {error}");
-        }
-    }
-
-    #[test]
-    fn mtu_is_a_number_or_auto() {
-        assert_eq!(mtu(&json!(null)), Ok(Mtu::Default));
-        assert_eq!(mtu(&json!(0)), Ok(Mtu::Default));
-        assert_eq!(mtu(&json!("auto")), Ok(Mtu::Auto));
-        assert_eq!(mtu(&json!(1400)), Ok(Mtu::Fixed(1400)));
-        for bad in [json!(-1), json!(67), json!(65536), json!("1400"), json!(1.5), json!([])] {
-            assert!(mtu(&bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,16 +1,11 @@
 //! STATUS of `bridge`: whether an ADD could be served, and whether pods that are there can work. Looks only: nothing
 //! is made for a try, and no module is loaded.
 
-use nix::errno::Errno;
-
 use super::conf::Bridge;
-use crate::net::module::{self, Presence};
-use crate::net::nft::{Family, Nft, Table};
 use crate::net::{Link, sysctl};
-use crate::plugins::feature::LinkKind;
+use crate::plugins::feature::{self, LinkKind};
 use crate::plugins::ipam;
 use crate::resource::World;
-use crate::resource::masquerade::Backend;
 use crate::spec::{CniError, Code, Request};
 
 /// The error of code 51 if pods that are there suffer, else that of code 50 if an ADD could not be served now.
@@ -84,40 +79,17 @@ impl Bridge {
             Some("macspoofchk")
         } else if self.guards_senders {
             Some("spoofGuard")
-        } else if self.masquerades && self.needs_nf_tables() {
+        } else if self.masquerades && feature::masquerades_by_nf_tables(self.masquerade_backend) {
             Some("ipMasq")
         } else {
             None
         };
         match key {
-            Some(key) if !has_nf_tables()? => {
+            Some(key) if !feature::has_nf_tables()? => {
                 Err(unavailable(format!("{key}: this kernel has no nf_tables (CONFIG_NF_TABLES)")))
             }
             _ => Ok(()),
         }
-    }
-
-    /// Whether NAT would be done by nf_tables: in all cases but that of an old iptables.
-    fn needs_nf_tables(&self) -> bool {
-        use crate::net::iptables::{Protocol, Variant, installed};
-        match self.masquerade_backend {
-            Some(Backend::Nftables) => true,
-            Some(Backend::Iptables) | None => installed(Protocol::Ipv4) != Some(Variant::Legacy),
-        }
-    }
-}
-
-fn has_nf_tables() -> anyhow::Result<bool> {
-    if module::presence("nf_tables") != Presence::Unknown {
-        return Ok(true);
-    }
-    // Any question will do; it is who answers that matters.
-    let answer =
-        Nft::open().and_then(|mut nft| nft.has_chain(Table::new(Family::Inet, "bridgehead").chain("any")));
-    match answer {
-        Ok(_) => Ok(true),
-        Err(e) if matches!(e.errno, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => Ok(false),
-        Err(e) => Err(e.into()),
     }
 }
 
