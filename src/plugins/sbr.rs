@@ -209,6 +209,7 @@ fn default_route(link: &Link, gateway: IpAddr) -> RawRoute {
         dst,
         dst_len: 0,
         gateway: Some(gateway),
+        source: None,
         table: Some(crate::net::rtnl::route::TABLE_MAIN),
         priority: None,
         scope: None,
