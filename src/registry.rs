@@ -1,8 +1,6 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
-use crate::plugins::{
-    PluginType, bandwidth, bridge, dummy, firewall, ipam, loopback, macvlan, sbr, tuning, vrf,
-};
+use crate::plugins::{PluginType, bandwidth, bridge, dummy, firewall, ipam, loopback, macvlan, ptp, sbr, tuning, vrf};
 
 /// The plugin types, by name.
 pub const PLUGINS: &[&PluginType] = &[

@@ -296,6 +296,7 @@ mod tests {
             dst: dst.address(),
             dst_len: dst.prefix_len(),
             gateway: gateway.map(|it| it.parse().unwrap()),
+            source: None,
             table: Some(254),
             priority: None,
             scope: None,

@@ -297,6 +297,7 @@ mod tests {
             dst: "0.0.0.0".parse().unwrap(),
             dst_len: 0,
             gateway: "10.1.0.1".parse().ok(),
+            source: None,
             table: Some(TABLE_MAIN),
             priority: Some(5),
             scope: None,
