@@ -1,6 +1,6 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
-use crate::plugins::{PluginType, bandwidth, bridge, dummy, firewall, ipam, loopback, macvlan, ptp, sbr, tuning, vrf};
+use crate::plugins::{PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, loopback, macvlan, ptp, sbr, tuning, vrf};
 
 /// The plugin types, by name.
 pub const PLUGINS: &[&PluginType] = &[
@@ -9,6 +9,7 @@ pub const PLUGINS: &[&PluginType] = &[
     &ipam::DHCP,
     &dummy::TYPE,
     &firewall::TYPE,
+    &host_device::TYPE,
     &ipam::HOST_LOCAL,
     &loopback::TYPE,
     &macvlan::TYPE,

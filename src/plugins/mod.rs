@@ -6,6 +6,7 @@ mod conf;
 pub mod dummy;
 mod feature;
 pub mod firewall;
+pub mod host_device;
 pub mod ipam;
 pub mod loopback;
 pub mod macvlan;

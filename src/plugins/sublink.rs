@@ -303,7 +303,8 @@ impl Master {
     }
 }
 
-fn sandbox(world: &mut World<'_>) -> anyhow::Result<Sandbox> {
+/// The pod's namespace.
+pub(super) fn sandbox(world: &mut World<'_>) -> anyhow::Result<Sandbox> {
     let netns = world.pod()?.netns();
     Ok(Sandbox { path: netns.path().to_owned(), identity: netns.identity() })
 }

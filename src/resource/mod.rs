@@ -14,6 +14,7 @@ pub mod firewall;
 pub mod forwarding;
 pub mod gateway;
 pub mod ifb;
+pub mod host_device;
 pub mod lease;
 pub mod link_backup;
 pub mod link_tuning;
@@ -56,6 +57,7 @@ pub use firewall::{Admission, Isolation};
 pub use forwarding::Forwarding;
 pub use gateway::Gateway;
 pub use ifb::{ForeignIfb, Ifb};
+pub use host_device::{ForeignHostDevice, HostDevice};
 pub use lease::Lease;
 pub use link_tuning::LinkTuning;
 pub use loopback::Loopback;
@@ -212,6 +214,10 @@ pub enum Resource {
     ReservedFrames(ReservedFrames),
     /// The pod's interface, up before it has an address.
     PodLinkUp(PodLinkUp),
+    /// A device of the host that is the pod's interface.
+    HostDevice(HostDevice),
+    /// A device of the host that another suite moved.
+    ForeignHostDevice(ForeignHostDevice),
     /// Sysctls of the pod's interface.
     PodSysctls(PodSysctls),
     /// Addresses and routes of the pod's interface.
@@ -299,6 +305,7 @@ impl Resource {
             Self::PodLinkUp(link) => link.ensure(world),
             Self::PodSysctls(sysctls) => sysctls.ensure(world),
             Self::Addressing(addressing) => addressing.ensure(world),
+            Self::HostDevice(device) => device.ensure(world),
             Self::PointToPoint(addressing) => addressing.ensure(world),
             Self::PodRoutes(routes) => routes.ensure(world),
             Self::PortState(port) => port.ensure(world),
@@ -320,6 +327,7 @@ impl Resource {
             // What others made is only ever removed.
             Self::ForeignIfb(_)
             | Self::ForeignVeth(_)
+            | Self::ForeignHostDevice(_)
             | Self::ForeignSublink(_)
             | Self::ForeignMasquerade(_) => Ok(Ensured::Present),
         }
@@ -342,6 +350,7 @@ impl Resource {
             Self::PodLinkUp(link) => link.observe(world),
             Self::PodSysctls(sysctls) => sysctls.observe(world),
             Self::Addressing(addressing) => addressing.observe(world),
+            Self::HostDevice(device) => device.observe(world),
             Self::PointToPoint(addressing) => addressing.observe(world),
             Self::PodRoutes(routes) => routes.observe(world),
             Self::PortState(port) => port.observe(world),
@@ -362,6 +371,7 @@ impl Resource {
             Self::TrafficShape(shape) => shape.observe(world),
             Self::ForeignIfb(_)
             | Self::ForeignVeth(_)
+            | Self::ForeignHostDevice(_)
             | Self::ForeignSublink(_)
             | Self::ForeignMasquerade(_) => Ok(Vec::new()),
         }
@@ -393,6 +403,8 @@ impl Resource {
             | Self::PodLinkUp(_)
             | Self::PodSysctls(_)
             | Self::Addressing(_)
+            | Self::HostDevice(_)
+            | Self::ForeignHostDevice(_)
             | Self::PointToPoint(_)
             | Self::PodRoutes(_)
             | Self::PortState(_)
@@ -463,6 +475,8 @@ impl Resource {
             | Self::PodLinkUp(_)
             | Self::PodSysctls(_)
             | Self::Addressing(_)
+            | Self::HostDevice(_)
+            | Self::ForeignHostDevice(_)
             | Self::PointToPoint(_)
             | Self::PodRoutes(_)
             | Self::PortState(_)
@@ -491,6 +505,8 @@ impl Resource {
             Self::Forwarding(forwarding) => forwarding.remove(world),
             Self::Veth(veth) => veth.remove(world),
             Self::ForeignVeth(veth) => veth.remove(world),
+            Self::HostDevice(device) => device.remove(world),
+            Self::ForeignHostDevice(device) => device.remove(world),
             Self::Sublink(sublink) => sublink.remove(world),
             Self::ForeignSublink(sublink) => sublink.remove(world),
             Self::MacGuard(guard) => guard.remove(world),

@@ -90,7 +90,7 @@ impl Place {
 
 impl Sandbox {
     /// The namespace, if it is still there.
-    fn open(&self) -> Option<Netns> {
+    pub(super) fn open(&self) -> Option<Netns> {
         Netns::open(&self.path).ok().filter(|found| found.identity() == self.identity)
     }
 }

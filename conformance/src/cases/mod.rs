@@ -43,6 +43,7 @@ mod fixed;
 mod flushed;
 mod forwarding;
 mod gc;
+mod host_device;
 mod host_local_ranges;
 mod host_local_requests;
 mod host_local_store;
@@ -114,6 +115,7 @@ pub fn all() -> Vec<Case> {
         forwarding::CASES,
         reuse::CASES,
         ptp::CASES,
+        host_device::CASES,
         bridge_check::CASES,
         bridge_errors::CASES,
         sublinks::MACVLAN,

@@ -11,6 +11,7 @@ pub mod neighbour;
 pub mod port;
 pub mod qdisc;
 pub mod raw_route;
+pub mod relocation;
 pub mod removal;
 pub mod route;
 pub mod rule;
