@@ -1,6 +1,6 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
-use crate::plugins::{PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, loopback, macvlan, ptp, sbr, tuning, vrf};
+use crate::plugins::{PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, loopback, macvlan, ptp, sbr, tap, tuning, vrf};
 
 /// The plugin types, by name.
 pub const PLUGINS: &[&PluginType] = &[
@@ -16,6 +16,7 @@ pub const PLUGINS: &[&PluginType] = &[
     &ptp::TYPE,
     &sbr::TYPE,
     &ipam::STATIC,
+    &tap::TYPE,
     &tuning::TYPE,
     &vrf::TYPE,
 ];

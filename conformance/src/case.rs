@@ -46,6 +46,10 @@ pub enum Need {
     Ipv6,
     /// A file system for the address store that keeps extended attributes of users; a tmpfs does since Linux 6.6.
     UserAttributes,
+    /// A kernel with TAP devices, and the file that they are made by.
+    Tun,
+    /// A kernel that runs with SELinux.
+    Selinux,
     /// A working `iptables`.
     Iptables,
     /// A working `nft` and nf_tables in the kernel.
@@ -86,6 +90,11 @@ impl Need {
             Self::UserAttributes => (!keeps_user_attributes()).then(|| {
                 "the file system of the address store keeps no extended attributes of users".to_owned()
             }),
+            Self::Tun => {
+                (!Path::new("/dev/net/tun").exists()).then(|| "the machine has no /dev/net/tun".to_owned())
+            }
+            Self::Selinux => (!Path::new("/sys/fs/selinux/enforce").exists())
+                .then(|| "the kernel runs without SELinux".to_owned()),
             Self::Iptables => trial(host, &["iptables", "--version"], &["true"])
                 .then(|| "iptables does not work".to_owned()),
             Self::Nftables => {

@@ -14,7 +14,9 @@ pub mod netns;
 pub mod nft;
 pub mod packet;
 pub mod rtnl;
+pub mod selinux;
 pub mod sysctl;
+pub mod tun;
 
 pub use error::{Error, Result};
 pub use frame::Frame;

@@ -14,6 +14,7 @@ mod mtu;
 pub mod ptp;
 pub mod sbr;
 mod sublink;
+pub mod tap;
 pub mod tuning;
 pub mod vrf;
 

@@ -36,6 +36,7 @@ pub mod spoof_guard;
 pub mod sublink;
 pub mod sysctls;
 pub mod traffic_shape;
+pub mod tap;
 pub mod veth;
 pub mod vlan_gateway;
 pub mod vrf;
@@ -76,6 +77,7 @@ pub use spoof_guard::SpoofGuard;
 pub use sublink::{ForeignSublink, Sublink};
 pub use sysctls::Sysctls;
 pub use traffic_shape::TrafficShape;
+pub use tap::Tap;
 pub use veth::{ForeignVeth, Veth};
 pub use vlan_gateway::VlanGateway;
 pub use vrf::{Vrf, VrfMember};
@@ -214,6 +216,8 @@ pub enum Resource {
     ReservedFrames(ReservedFrames),
     /// The pod's interface, up before it has an address.
     PodLinkUp(PodLinkUp),
+    /// The pod's interface, with a program at its other end.
+    Tap(Tap),
     /// A device of the host that is the pod's interface.
     HostDevice(HostDevice),
     /// A device of the host that another suite moved.
@@ -306,6 +310,7 @@ impl Resource {
             Self::PodSysctls(sysctls) => sysctls.ensure(world),
             Self::Addressing(addressing) => addressing.ensure(world),
             Self::HostDevice(device) => device.ensure(world),
+            Self::Tap(tap) => tap.ensure(world),
             Self::PointToPoint(addressing) => addressing.ensure(world),
             Self::PodRoutes(routes) => routes.ensure(world),
             Self::PortState(port) => port.ensure(world),
@@ -351,6 +356,7 @@ impl Resource {
             Self::PodSysctls(sysctls) => sysctls.observe(world),
             Self::Addressing(addressing) => addressing.observe(world),
             Self::HostDevice(device) => device.observe(world),
+            Self::Tap(tap) => tap.observe(world),
             Self::PointToPoint(addressing) => addressing.observe(world),
             Self::PodRoutes(routes) => routes.observe(world),
             Self::PortState(port) => port.observe(world),
@@ -404,6 +410,7 @@ impl Resource {
             | Self::PodSysctls(_)
             | Self::Addressing(_)
             | Self::HostDevice(_)
+            | Self::Tap(_)
             | Self::ForeignHostDevice(_)
             | Self::PointToPoint(_)
             | Self::PodRoutes(_)
@@ -476,6 +483,7 @@ impl Resource {
             | Self::PodSysctls(_)
             | Self::Addressing(_)
             | Self::HostDevice(_)
+            | Self::Tap(_)
             | Self::ForeignHostDevice(_)
             | Self::PointToPoint(_)
             | Self::PodRoutes(_)
@@ -506,6 +514,7 @@ impl Resource {
             Self::Veth(veth) => veth.remove(world),
             Self::ForeignVeth(veth) => veth.remove(world),
             Self::HostDevice(device) => device.remove(world),
+            Self::Tap(tap) => tap.remove(world),
             Self::ForeignHostDevice(device) => device.remove(world),
             Self::Sublink(sublink) => sublink.remove(world),
             Self::ForeignSublink(sublink) => sublink.remove(world),

@@ -63,6 +63,7 @@ mod status;
 mod store_crash;
 mod store_damage;
 mod sublinks;
+mod tap;
 mod tuning;
 mod tuning_sysctl;
 mod versions;
@@ -116,6 +117,7 @@ pub fn all() -> Vec<Case> {
         reuse::CASES,
         ptp::CASES,
         host_device::CASES,
+        tap::CASES,
         bridge_check::CASES,
         bridge_errors::CASES,
         sublinks::MACVLAN,

@@ -10,6 +10,7 @@ use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, Link
 use super::sublink::Settings;
 use super::{Rtnl, attributes, nested, text_of, u32_of};
 use crate::net::netlink::Message;
+use crate::net::tun::TunInfo;
 use crate::net::{Mac, Netns, Result};
 
 /// Length of struct ifinfomsg (linux/rtnetlink.h).
@@ -89,6 +90,8 @@ pub struct Link {
     pub vlan_filtering: bool,
     /// What it is told, where it is a macvlan, an ipvlan or a VLAN.
     pub settings: Option<Settings>,
+    /// How it is a TUN or TAP device, where it is one and the kernel says so.
+    pub tun: Option<TunInfo>,
     /// How it is a port of a bridge, where it is one.
     pub port: Port,
     /// Whether IPv6 is known to be switched on for it: the sysctl `disable_ipv6`, without the way to its file.
@@ -148,6 +151,7 @@ impl Link {
                     self.vlan_filtering =
                         nested(value).any(|(k, v)| k == IFLA_BR_VLAN_FILTERING && v.first() == Some(&1));
                 }
+                IFLA_INFO_DATA if self.kind == "tun" => self.tun = Some(TunInfo::parse(value)),
                 IFLA_INFO_DATA => self.settings = Settings::parse(&self.kind, value),
                 IFLA_INFO_SLAVE_DATA => {
                     for (key, value) in nested(value) {
@@ -342,6 +346,22 @@ pub fn set_vlan_filtering(bridge: &Link) -> Message {
 /// would wait for the kernel to settle its carrier (`linkwatch_sync_dev`, net/core/link_watch.c).
 pub fn set_alias(name: &str, alias: &str) -> Message {
     change(format!("set alias of link {name}"), LinkUnspec::new_with_name(name).alias(alias).build())
+}
+
+/// The request that gives a link that is down what it is known by and works with: an alias, its hardware address, its MTU in
+/// bytes, and the bridge that it becomes a port of, as far as they are given.
+pub fn dress(name: &str, alias: &str, mac: Option<Mac>, mtu: Option<u32>, bridge: Option<&Link>) -> Message {
+    let mut builder = LinkUnspec::new_with_name(name).alias(alias);
+    if let Some(mac) = mac {
+        builder = builder.address(mac.0.to_vec());
+    }
+    if let Some(mtu) = mtu {
+        builder = builder.mtu(mtu);
+    }
+    if let Some(bridge) = bridge {
+        builder = builder.controller(bridge.index);
+    }
+    change(format!("configure link {name}"), builder.build())
 }
 
 /// The request that gives a link its hardware address; for a bridge it also pins it.

@@ -74,7 +74,7 @@ fn attributes(body: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> 
 }
 
 /// The attributes in the value of another.
-fn nested(value: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn nested(value: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     // The buffers borrow from `value`; asking them for their value would tie it to the buffer's own life.
     NlasIterator::new(value).map_while(std::result::Result::ok).map(|attribute| {
         let (kind, len) = (attribute.kind(), usize::from(attribute.value_length() as u16));
@@ -83,7 +83,7 @@ fn nested(value: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-fn u32_of(value: &[u8]) -> Option<u32> {
+pub(super) fn u32_of(value: &[u8]) -> Option<u32> {
     value.get(..4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes)
 }
 
