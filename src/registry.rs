@@ -1,6 +1,9 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
-use crate::plugins::{PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, loopback, macvlan, ptp, sbr, tap, tuning, vrf};
+use crate::plugins::{
+    PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, loopback, macvlan, ptp, sbr, tap,
+    tuning, vrf,
+};
 
 /// The plugin types, by name.
 pub const PLUGINS: &[&PluginType] = &[

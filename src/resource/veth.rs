@@ -338,17 +338,3 @@ pub(super) fn wait_until_operational(
 
 #[cfg(test)]
 mod tests;
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::spec::{CniResult, Version};
-    #[test]
-    fn the_mac_follows_the_address() {
-        let attachment = Attachment { network: "n".into(), container_id: "c".into(), ifname: "eth0".into() };
-        let ipam = CniResult::from_value(&json!({"ips": [{"address": "10.1.0.2/16"}]}), Version::V1_0_0, "x")
-            .unwrap();
-        assert_eq!(pod_mac(&attachment, &ipam.ips).to_string(), "0a:58:0a:01:00:02");
-        assert!(pod_mac(&attachment, &[]).is_valid());
-    }
-}

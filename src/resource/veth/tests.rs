@@ -44,3 +44,12 @@ fn a_link_that_came_after_a_stray_of_its_name_stays() {
     assert_eq!(index("kept"), Some(kept_one));
     assert!(index("again").is_some(), "the link of the new attachment is gone");
 }
+
+#[test]
+fn the_mac_follows_the_address() {
+    let attachment = Attachment { network: "n".into(), container_id: "c".into(), ifname: "eth0".into() };
+    let ipam = serde_json::json!({"ips": [{"address": "10.1.0.2/16"}]});
+    let ipam = crate::spec::CniResult::from_value(&ipam, crate::spec::Version::V1_0_0, "x").unwrap();
+    assert_eq!(pod_mac(&attachment, &ipam.ips).to_string(), "0a:58:0a:01:00:02");
+    assert!(pod_mac(&attachment, &[]).is_valid());
+}
