@@ -103,8 +103,8 @@ impl Tap {
         for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(new.name.bytes()) {
             *to = from as libc::c_char;
         }
-        // SAFETY: TUNSETIFF takes a struct ifreq, which lives as long as the call.
         uninterrupted(|| {
+            // SAFETY: TUNSETIFF takes a struct ifreq, which lives as long as the call.
             Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) })
         })
         .map_err(|e| Error::new(deed(), e))?;
