@@ -10,7 +10,7 @@ pub mod restore;
 use anyhow::Context;
 use log::debug;
 
-use crate::resource::{Finding, Lease, Resource, Scope, World};
+use crate::resource::{Finding, Lease, LinkTuning, Resource, Scope, World};
 use crate::spec::{CniError, CniResult, Code};
 
 pub use collect::collect;
@@ -91,7 +91,7 @@ pub fn add(
             Some((entry, resources)) => {
                 if entry.answers(&cause)
                     && let Some(result) = &entry.result
-                    && check(resources, world).is_ok_and(|findings| findings.is_empty())
+                    && is_in_place(resources, world)
                 {
                     debug!("{}: is there already", world.request.attachment);
                     return tell(result);
@@ -136,6 +136,27 @@ pub fn add(
             }
         }
     }
+}
+
+/// Whether all is as it should be, but for what a later plugin of the chain has changed and looks after.
+fn is_in_place(resources: &[Resource], world: &mut World<'_>) -> bool {
+    let is_clean = |resources: &[Resource], world: &mut World<'_>| {
+        check(resources, world).is_ok_and(|findings| findings.is_empty())
+    };
+    if is_clean(resources, world) {
+        return true;
+    }
+    let others = Records::of_all(&world.state).unwrap_or_default();
+    let found = others.iter().filter_map(|records| records.read(&world.request.attachment).ok().flatten());
+    let tunings: Vec<LinkTuning> = found
+        .flat_map(|record| record.resources)
+        .filter_map(|resource| match resource {
+            Resource::LinkTuning(tuning) => Some(tuning),
+            _ => None,
+        })
+        .collect();
+    let tuned: Vec<Resource> = resources.iter().map(|resource| resource.as_tuned(&tunings)).collect();
+    tuned != resources && is_clean(&tuned, world)
 }
 
 fn apply(

@@ -291,6 +291,18 @@ impl Resource {
         }
     }
 
+    /// What is to be looked for where later plugins of the chain have tuned the pod's interface, which they look after.
+    pub fn as_tuned(&self, tunings: &[LinkTuning]) -> Self {
+        let mut resource = self.clone();
+        if let Self::Veth(veth) = &mut resource {
+            for LinkTuning { wanted, .. } in tunings {
+                veth.mac = wanted.mac.or(veth.mac);
+                veth.mtu = veth.mtu.filter(|_| wanted.mtu.is_none());
+            }
+        }
+        resource
+    }
+
     /// Makes it, unless it is there as it should be.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
         match self {

@@ -46,6 +46,7 @@ cases! {
         wrong_values_are_named needs [TUNING, TOOL];
         status_and_gc_are_silent needs [TUNING];
         it_works_behind_a_bridge needs [TUNING];
+        a_whole_chain_added_again_is_the_same needs [TUNING, TOOL];
     }
 }
 
@@ -435,6 +436,22 @@ fn it_works_behind_a_bridge(host: &Sandbox) -> Result<()> {
         bridge.pod.ip_set("link set eth0 mtu 1300")?;
         call.check().prev(&result).run(host)?.refusal()?;
         lacks("MAC address", text_at(&bridge.result, "/interfaces/2/mac")?, "02:00:00:00:00:09")?;
+        call.del().prev(&result).run(host)?.silence()?;
+        bridge.call.del().prev(&result).run(host)?.silence()?;
+    }
+    Ok(())
+}
+
+fn a_whole_chain_added_again_is_the_same(host: &Sandbox) -> Result<()> {
+    for (id, mtu) in [("a", 0), ("b", 1450)] {
+        let bridge = Attachment::new(host, id, with(gateway4(), json!({"mtu": mtu})))?;
+        let call = tuning(&bridge.pod, everything()).id(id);
+        let result = call.add().prev(&bridge.result).run(host)?.result()?;
+        let tuned = state(&bridge.pod)?;
+        same_json("bridge", &bridge.call.add().run(host)?.result()?, &bridge.result)?;
+        same_json("tuning", &call.add().prev(&bridge.result).run(host)?.result()?, &result)?;
+        same_json("the link", &state(&bridge.pod)?, &tuned)?;
+        bridge.pod.ping("10.20.0.1")?;
         call.del().prev(&result).run(host)?.silence()?;
         bridge.call.del().prev(&result).run(host)?.silence()?;
     }
