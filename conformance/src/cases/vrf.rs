@@ -148,7 +148,8 @@ fn packets_find_their_way(host: &Sandbox) -> Result<()> {
 
 fn a_table_can_be_given(host: &Sandbox) -> Result<()> {
     let pod = pod(host)?;
-    let call = vrf(&pod, "net1", json!({"table": 1001, "vrfname": null, "vrfName": "red"}));
+    let config = json!({"cniVersion": USUAL, "name": "net", "type": "vrf", "table": 1001, "vrfName": "red"});
+    let call = vrf(&pod, "net1", json!({})).config(config).prev(&prev(&pod, "net1"));
     call.add().run(host)?.result()?;
     equal("table", table(&pod, "red")?, 1001)?;
     // The same table for another VRF is the user's affair; another table for the same VRF is not.
