@@ -100,7 +100,7 @@ pub fn add(
                 others = record.without(&cause);
             }
             None if is_chained && record.netns == netns => others = Some(record),
-            None => remove(&record.resources, world).context(REMAINS)?,
+            None => remove_all(&record, world).context(REMAINS)?,
         }
     }
     let mut record = Record::begin(world.request, netns, cause, lease.clone(), others.clone());
@@ -260,6 +260,19 @@ pub fn remove(resources: &[Resource], world: &mut World<'_>) -> anyhow::Result<(
     join(errors)
 }
 
+/// Removes all that a record has. A pod that is not the one of then, though it has the same name, is left alone.
+fn remove_all(record: &Record, world: &mut World<'_>) -> anyhow::Result<()> {
+    let is_another = record
+        .netns
+        .is_some_and(|netns| world.has_pod() && world.pod().is_ok_and(|pod| pod.netns().identity() != netns));
+    if !is_another {
+        return remove(&record.resources, world);
+    }
+    let mut request = world.request.clone();
+    request.netns = None;
+    remove(&record.resources, &mut World::new(&request, world.state.clone()))
+}
+
 /// DEL of an attachment: by its record, else by what can be said of it without one.
 pub fn del(
     leftovers: impl FnOnce() -> Vec<Resource>,
@@ -268,7 +281,7 @@ pub fn del(
 ) -> anyhow::Result<()> {
     let claim = records.claim(&world.request.attachment)?;
     match &claim.record {
-        Some(record) => remove(&record.resources, world)?,
+        Some(record) => remove_all(record, world)?,
         None => remove(&leftovers(), world)?,
     }
     // Also one that nobody understands.

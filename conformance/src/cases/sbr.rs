@@ -40,6 +40,7 @@ cases! {
         the_reference_removes_what_we_made needs [SBR, Need::Reference("sbr")];
         a_failed_add_leaves_nothing needs [SBR, TOOL];
         add_again_is_the_same needs [SBR, TOOL];
+        a_new_pod_of_the_same_name_is_none_of_the_old needs [SBR, TOOL];
         wrong_values_are_named needs [SBR, TOOL];
         status_and_gc_are_silent needs [SBR];
     }
@@ -436,6 +437,35 @@ fn add_again_is_the_same(host: &Sandbox) -> Result<()> {
     same_json("third result", &call.add().run(host)?.result()?, &first)?;
     equal("rules", rules(&pod)?, had_rules)?;
     equal("routes", routes(&pod, "100")?, had_routes)
+}
+
+fn a_new_pod_of_the_same_name_is_none_of_the_old(host: &Sandbox) -> Result<()> {
+    let Net { pod, .. } = net(host)?;
+    let call = sbr(&pod, THREE, json!({}));
+    call.add().run(host)?.result()?;
+    pod.remove()?;
+    let pod = host.pod("p")?;
+    // The same indices, and none of the old addresses.
+    host.ip_set("link add eth0 netns p type veth peer name old1")?;
+    host.ip_set("link add net1 netns p type veth peer name old2")?;
+    pod.ip_set("addr add 10.7.0.5/24 dev net1")?;
+    pod.ip_set("link set net1 up")?;
+    pod.ip_set("link set eth0 up")?;
+    let new = sbr(&pod, &[("10.7.0.5/24", None)], json!({}));
+    let before = Snapshot::take(host, &[&pod])?;
+    call.del().run(host)?.silence().context("DEL for the old one")?;
+    before.restored(host, &[&pod])?;
+    new.add().run(host)?.result()?;
+    equal("rules", rules(&pod)?, ["10.7.0.5 100"])?;
+    pod.remove()?;
+    let pod = host.pod("p")?;
+    host.ip_set("link add eth0 netns p type veth peer name new1")?;
+    host.ip_set("link add net1 netns p type veth peer name new2")?;
+    pod.ip_set("addr add 10.8.0.5/24 dev net1")?;
+    pod.ip_set("link set net1 up")?;
+    sbr(&pod, &[("10.8.0.5/24", None)], json!({})).add().run(host)?.result()?;
+    equal("rules", rules(&pod)?, ["10.8.0.5 100"])?;
+    equal("routes", routes(&pod, "100")?, ["10.8.0.0/24"])
 }
 
 fn wrong_values_are_named(host: &Sandbox) -> Result<()> {
