@@ -70,12 +70,16 @@ impl Need {
             Self::Reference(name) if Path::new(REFERENCE).join(name).exists() => None,
             Self::Reference(name) => Some(format!("there is no reference {name} in {REFERENCE}")),
             Self::LinkType(kind) => {
-                // Some kinds need a master, and a VLAN an ID.
-                let script = "ip link add trial0 type $0 2>/dev/null || {
-                    ip link add trial1 type bridge && ip link add link trial1 name trial0 type $0 ${1:+id $1}; }";
-                let id = if kind == "vlan" { "1" } else { "" };
+                // Some kinds need a master, a VLAN an ID, and a VRF a table.
+                let script = "ip link add trial0 type $0 $1 2>/dev/null || {
+                    ip link add trial1 type bridge && ip link add link trial1 name trial0 type $0 $1; }";
+                let more = match kind {
+                    "vlan" => "id 1",
+                    "vrf" => "table 1",
+                    _ => "",
+                };
                 let undo = "ip link del trial0; ip link del trial1 2>/dev/null || true";
-                trial(host, &["sh", "-c", script, kind, id], &["sh", "-c", undo])
+                trial(host, &["sh", "-c", script, kind, more], &["sh", "-c", undo])
                     .then(|| format!("the kernel has no links of type {kind}"))
             }
             Self::VlanFiltering => trial(
