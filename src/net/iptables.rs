@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::nft::{Family, Table};
 pub use commands::Commands;
 pub use filter::Filter;
-pub use native::comment_of;
+pub use native::{comment_of, link_name};
 pub use rule::{AddressMatch, LinkMatch, Match, Rule, Target, Transport};
 
 /// Where commands are looked for, whatever `PATH` says: a runtime's environment is not ours to trust.

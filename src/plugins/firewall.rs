@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use super::PluginType;
 use crate::plan::{Plan, Plugin};
-use crate::resource::firewall::{Backend, Policy};
+use crate::resource::firewall::{Backend, Obstacle, Policy, obstacles};
 use crate::resource::{self, Lease, Resource, World};
 use crate::spec::{CniError, CniResult, Request, Version, json};
 use conf::Firewall;
@@ -44,6 +44,12 @@ fn leftovers(request: &Request) -> Vec<Resource> {
             ports: ports(&prev),
         }));
     }
+    resources.push(Resource::Fence(resource::Fence::of(attachment)));
+    resources.push(Resource::Passage(resource::Passage {
+        attachment: attachment.clone(),
+        bridge: String::new(),
+        through: Vec::new(),
+    }));
     resources
 }
 
@@ -78,26 +84,51 @@ impl Firewall {
             return Ok(Vec::new());
         }
         let mut resources = Vec::new();
-        match self.choose_backend(world)? {
-            Backend::Iptables | Backend::Nftables | Backend::Firewalld => {
-                resources.push(Resource::Admission(resource::Admission {
+        let backend = self.choose_backend(world)?;
+        let bridge = match bridge_of(prev) {
+            Some(bridge) => bridge.to_owned(),
+            None if self.policy == Policy::Open && !self.internal && !self.opens_forward => String::new(),
+            None => {
+                let msg = "ingressPolicy, internal, openForward: they are about a bridge, and prevResult has no \
+                           interface on the host";
+                return Err(CniError::config(msg).into());
+            }
+        };
+        let mut is_admitted = backend == Backend::Iptables;
+        if self.opens_forward {
+            let (of_iptables, through): (Vec<Obstacle>, Vec<Obstacle>) =
+                obstacles(backend, world.nft()?)?.into_iter().partition(Obstacle::is_of_iptables);
+            is_admitted |= !of_iptables.is_empty();
+            if !through.is_empty() {
+                resources.push(Resource::Passage(resource::Passage {
                     attachment: attachment.clone(),
-                    admin_chain: self.admin_chain.clone(),
-                    addresses: addresses.clone(),
+                    bridge: bridge.clone(),
+                    through,
                 }));
             }
         }
-        if self.policy != Policy::Open {
-            let Some(bridge) = bridge_of(prev) else {
-                let msg = format!(
-                    "ingressPolicy: {:?} is about a bridge, and prevResult has no interface on the host",
-                    self.policy.name()
-                );
-                return Err(CniError::config(msg).into());
-            };
+        if is_admitted {
+            resources.push(Resource::Admission(resource::Admission {
+                attachment: attachment.clone(),
+                admin_chain: self.admin_chain.clone(),
+                addresses: addresses.clone(),
+            }));
+        }
+        if backend == Backend::Nftables {
+            if self.policy != Policy::Open || self.internal {
+                resources.push(Resource::Fence(resource::Fence {
+                    attachment,
+                    bridge,
+                    policy: self.policy,
+                    internal: self.internal,
+                    addresses,
+                    ports: ports(prev),
+                }));
+            }
+        } else if self.policy != Policy::Open {
             resources.push(Resource::Isolation(resource::Isolation {
                 attachment,
-                bridge: bridge.to_owned(),
+                bridge,
                 policy: self.policy,
                 addresses,
                 ports: ports(prev),

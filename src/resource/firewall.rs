@@ -1,7 +1,10 @@
 //! What lets packets of pods through the host, and what keeps them from other pods.
 
 pub mod admission;
+pub mod fence;
 pub mod isolation;
+pub mod obstacle;
+pub mod passage;
 
 use std::net::IpAddr;
 
@@ -10,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::net::iptables::{Protocol, Variant, installed};
 
 pub use admission::Admission;
+pub use fence::Fence;
 pub use isolation::Isolation;
+pub use obstacle::{Obstacle, obstacles};
+pub use passage::Passage;
 
 /// Where the rules are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -59,6 +65,3 @@ fn variant(protocol: Protocol) -> Variant {
 
 /// Both, since which one the command stands for may have been changed since something was written.
 const VARIANTS: [Variant; 2] = [Variant::Nft, Variant::Legacy];
-
-#[cfg(test)]
-mod tests;

@@ -54,7 +54,7 @@ pub use announcement::Announcement;
 pub use bridge::Bridge;
 pub use connections::Connections;
 pub use file_lock::FileLock;
-pub use firewall::{Admission, Isolation};
+pub use firewall::{Admission, Fence, Isolation, Passage};
 pub use forwarding::Forwarding;
 pub use gateway::Gateway;
 pub use host_device::{ForeignHostDevice, HostDevice};
@@ -246,6 +246,10 @@ pub enum Resource {
     Admission(Admission),
     /// What isolates the pod's bridge in iptables.
     Isolation(Isolation),
+    /// What keeps the pod from other networks in nftables.
+    Fence(Fence),
+    /// What lets the pod's packets pass where somebody else's chain would drop them.
+    Passage(Passage),
     /// The pod's loopback interface.
     Loopback(Loopback),
     /// Attributes of the pod's interface.
@@ -332,6 +336,8 @@ impl Resource {
             Self::Masquerade(masquerade) => masquerade.ensure(world),
             Self::Admission(admission) => admission.ensure(world),
             Self::Isolation(isolation) => isolation.ensure(world),
+            Self::Fence(fence) => fence.ensure(world),
+            Self::Passage(passage) => passage.ensure(world),
             Self::Loopback(loopback) => loopback.ensure(world),
             Self::LinkTuning(tuning) => tuning.ensure(world),
             Self::Sysctls(sysctls) => sysctls.ensure(world),
@@ -378,6 +384,8 @@ impl Resource {
             Self::Masquerade(masquerade) => masquerade.observe(world),
             Self::Admission(admission) => admission.observe(world),
             Self::Isolation(isolation) => isolation.observe(world),
+            Self::Fence(fence) => fence.observe(world),
+            Self::Passage(passage) => passage.observe(world),
             Self::Loopback(loopback) => loopback.observe(world),
             Self::LinkTuning(tuning) => tuning.observe(world),
             Self::Sysctls(sysctls) => sysctls.observe(world),
@@ -408,6 +416,8 @@ impl Resource {
             Self::Masquerade(_) => Some("masquerade"),
             Self::Admission(_) => Some("admission"),
             Self::Isolation(_) => Some("isolation"),
+            Self::Fence(_) => Some("fence"),
+            Self::Passage(_) => Some("passage"),
             Self::Lease(_)
             | Self::Bridge(_)
             | Self::VlanGateway(_)
@@ -476,6 +486,8 @@ impl Resource {
             Self::Admission(_) => {
                 firewall::admission::collect(network, kept, world).err().into_iter().collect()
             }
+            Self::Fence(_) => firewall::fence::collect(network, kept, world).err().into_iter().collect(),
+            Self::Passage(_) => firewall::passage::collect(network, kept, world).err().into_iter().collect(),
             Self::Isolation(_) => {
                 firewall::isolation::collect(network, kept, world).err().into_iter().collect()
             }
@@ -538,6 +550,8 @@ impl Resource {
             Self::Connections(connections) => connections.remove(world),
             Self::Admission(admission) => admission.remove(world),
             Self::Isolation(isolation) => isolation.remove(world),
+            Self::Fence(fence) => fence.remove(world),
+            Self::Passage(passage) => passage.remove(world),
             Self::Loopback(loopback) => loopback.remove(world),
             Self::LinkTuning(tuning) => tuning.remove(world),
             Self::Sysctls(sysctls) => sysctls.remove(world),

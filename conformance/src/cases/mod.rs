@@ -38,6 +38,7 @@ mod delegation;
 mod dhcp;
 mod environment;
 mod firewall;
+mod firewall_nftables;
 mod firewall_packets;
 mod fixed;
 mod flushed;
@@ -129,6 +130,7 @@ pub fn all() -> Vec<Case> {
         restore::CASES,
         firewall::CASES,
         firewall_packets::CASES,
+        firewall_nftables::CASES,
         flushed::CASES,
         records::CASES,
         gc::CASES,

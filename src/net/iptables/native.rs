@@ -169,7 +169,7 @@ fn local_destination() -> Vec<u8> {
 }
 
 /// A whole name, which ends with a NUL; the command writes one without for names that begin so.
-fn link_name(name: &str) -> Vec<u8> {
+pub fn link_name(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.push(0);
     bytes

@@ -7,10 +7,18 @@ use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook as HookAttribute, HookNumber, InetHookNumber, NfTablesMessage,
 };
 
-use super::table::Table;
+use super::attribute;
+use super::table::{Family, Table};
 
-/// `NF_ACCEPT` (linux/netfilter.h).
+/// `NF_ACCEPT`, `NF_DROP` (linux/netfilter.h).
 const ACCEPT: u32 = 1;
+const DROP: u32 = 0;
+
+/// Attributes of a chain and of its hook (linux/netfilter/nf_tables.h), and `NF_INET_FORWARD` (linux/netfilter.h).
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const HOOK_FORWARD: u32 = 2;
 
 /// A chain of rules: `inet bridgehead postrouting`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +99,32 @@ impl Table<'_> {
         NfTablesMessage::GetChain(ChainMessage {
             attributes: vec![ChainAttribute::Table(self.name.to_owned())],
         })
+    }
+}
+
+/// A base chain for what the host forwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forwarding {
+    /// The family of its table.
+    pub family: Family,
+    /// The name of its table.
+    pub table: String,
+    /// Its own name.
+    pub chain: String,
+    /// Whether it drops what none of its rules decides on.
+    pub drops: bool,
+}
+
+impl Forwarding {
+    /// Reads the attributes of a chain; `None` for any other.
+    pub(super) fn parse(family: Family, attributes: &[u8]) -> Option<Self> {
+        let hook = attribute(attributes, NFTA_CHAIN_HOOK)?;
+        if attribute(hook, NFTA_HOOK_HOOKNUM)? != HOOK_FORWARD.to_be_bytes() {
+            return None;
+        }
+        let (table, chain) = parse_names(attributes)?;
+        let drops = attribute(attributes, NFTA_CHAIN_POLICY) == Some(&DROP.to_be_bytes()[..]);
+        Some(Self { family, table, chain, drops })
     }
 }
 

@@ -46,8 +46,12 @@ const LOCAL: u32 = 2;
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
 const NFTA_CT_DIRECTION: u16 = 3;
+const CT_STATE: u32 = 0;
 const CT_STATUS: u32 = 2;
 const CT_DESTINATION_PORT: u32 = 12;
+/// Bits of states: `NF_CT_STATE_BIT` of `IP_CT_ESTABLISHED` and `IP_CT_RELATED` (linux/netfilter/nf_conntrack_common.h).
+const ESTABLISHED: u32 = 1 << 1;
+const RELATED: u32 = 1 << 2;
 /// `IP_CT_DIR_ORIGINAL` (linux/netfilter/nf_conntrack_tuple_common.h).
 const ORIGINAL: u8 = 0;
 /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
@@ -192,6 +196,16 @@ pub fn destination_is_translated() -> [Expr; 3] {
     [
         other("ct", vec![number(NFTA_CT_DREG, REG_1), number(NFTA_CT_KEY, CT_STATUS)]),
         mask(&DESTINATION_IS_TRANSLATED.to_ne_bytes()),
+        compare(Operator::NotEqual, &[0; 4]),
+    ]
+}
+
+/// `ct state established,related`: packets of connections that somebody else has begun.
+pub fn is_established() -> [Expr; 3] {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    [
+        other("ct", vec![number(NFTA_CT_DREG, REG_1), number(NFTA_CT_KEY, CT_STATE)]),
+        mask(&(ESTABLISHED | RELATED).to_ne_bytes()),
         compare(Operator::NotEqual, &[0; 4]),
     ]
 }

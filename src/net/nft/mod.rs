@@ -29,7 +29,7 @@ use nix::errno::Errno;
 
 use super::netlink::{Answer, Message, Socket};
 use super::{Error, Result, child};
-pub use chain::{Base, Chain, ChainState, Hook, Kind};
+pub use chain::{Base, Chain, ChainState, Forwarding, Hook, Kind};
 pub use expr::Expr;
 pub use rule::Rule;
 pub use set::{Carries, Element, KeyType, Set};
@@ -254,6 +254,20 @@ impl Nft {
         let names = bodies.iter().map(|body| parsed(&deed, body, chain::parse_names));
         let names: Vec<(String, String)> = names.collect::<Result<_>>()?;
         Ok(names.into_iter().filter(|(of, _)| of == table.name).map(|(_, name)| name).collect())
+    }
+
+    /// The base chains of all tables for what the host forwards by IPv4 and IPv6. All chains are listed for it.
+    pub fn forward_chains(&mut self) -> Result<Vec<Forwarding>> {
+        let mut found = Vec::new();
+        for family in [Family::Inet, Family::Ip, Family::Ip6] {
+            let deed = format!("list the chains of family {}", family.name());
+            // The table does not matter: the kernel lists those of all tables of a family.
+            let wanted = Table::new(family, "").chains_wanted();
+            let bodies = self.list(&deed, family, wanted)?;
+            let attributes = bodies.iter().filter_map(|body| body.get(NFGENMSG..));
+            found.extend(attributes.filter_map(|it| Forwarding::parse(family, it)));
+        }
+        Ok(found)
     }
 
     fn list(&mut self, deed: &str, family: Family, message: NfTablesMessage) -> Result<Vec<Vec<u8>>> {

@@ -2,9 +2,10 @@
 
 use serde::Deserialize;
 
+use crate::net::iptables::{Protocol, installed};
 use crate::resource::World;
 use crate::resource::firewall::{Backend, Policy};
-use crate::spec::{Attachment, CniError, CniResult, Request};
+use crate::spec::{Attachment, CniError, CniResult, Code, Request};
 
 /// The chain for the administrator's own rules, if the configuration does not name one.
 pub(super) const ADMIN_CHAIN: &str = "CNI-ADMIN";
@@ -20,6 +21,8 @@ pub(super) struct Conf {
     iptables_admin_chain_name: String,
     firewalld_zone: String,
     ingress_policy: String,
+    internal: bool,
+    open_forward: bool,
 }
 
 /// What is wanted, decided.
@@ -30,6 +33,8 @@ pub(super) struct Firewall {
     pub(super) backend: Option<Backend>,
     pub(super) admin_chain: String,
     pub(super) policy: Policy,
+    pub(super) internal: bool,
+    pub(super) opens_forward: bool,
 }
 
 impl Firewall {
@@ -39,6 +44,9 @@ impl Firewall {
         request.config.lock_timeout()?;
         let backend = match conf.backend.as_str() {
             "iptables" => Some(Backend::Iptables),
+            "nftables" => Some(Backend::Nftables),
+            // Only there is such a thing.
+            "" if conf.internal => Some(Backend::Nftables),
             // Whatever else it may be, the reference chooses itself.
             _ => None,
         };
@@ -52,18 +60,30 @@ impl Firewall {
                 )));
             }
         };
+        if conf.internal && backend != Some(Backend::Nftables) {
+            let msg = format!(
+                "internal: back end {:?} does not have it; leave out backend, or set it to \"nftables\"",
+                conf.backend
+            );
+            return Err(CniError::new(Code::UnsupportedField, msg));
+        }
         Ok(Self {
             attachment: request.attachment.clone(),
             prev_result: request.config.prev_result()?,
             backend,
             admin_chain: admin_chain(conf.iptables_admin_chain_name)?,
             policy,
+            internal: conf.internal,
+            opens_forward: conf.open_forward,
         })
     }
 
     /// The back end to use.
     pub(super) fn choose_backend(&self, _: &mut World<'_>) -> anyhow::Result<Backend> {
-        Ok(self.backend.unwrap_or(Backend::Iptables))
+        Ok(self.backend.unwrap_or_else(|| match installed(Protocol::Ipv4) {
+            Some(_) => Backend::Iptables,
+            None => Backend::Nftables,
+        }))
     }
 }
 

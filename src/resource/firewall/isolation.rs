@@ -33,6 +33,9 @@ pub(super) const STAGE_1: &str = "CNI-ISOLATION-STAGE-1";
 /// What leaves it for another link.
 const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
 
+/// What the rules that both policies share say of them; the second is what the reference wrote when it had no other.
+const SHARED_BY: [&str; 2] = ["same-bridge|isolated", "same-bridge"];
+
 /// What the names of shared isolations begin with.
 const SHARED: &str = "isolation_";
 
@@ -172,7 +175,7 @@ impl Isolation {
         for found in &present {
             if own.iter().any(|rule| filter.is(found, rule)) {
                 filter.delete(STAGE_1, found);
-            } else if !filter.is(found, &back()) {
+            } else if !SHARED_BY.iter().any(|policy| filter.is(found, &of(policy, Target::Return))) {
                 is_last = false;
                 is_other_there |= other.iter().any(|rule| filter.is(found, rule));
             }
@@ -187,7 +190,11 @@ impl Isolation {
             }
         } else if !is_other_there {
             for found in filter.rules(STAGE_2)? {
-                if filter.is(&found, &self.stage_2()) {
+                let is_ours = |policy: &&str| {
+                    let outbound = Some(LinkMatch::is(&self.bridge));
+                    filter.is(&found, &Rule { outbound, ..of(policy, Target::Drop) })
+                };
+                if SHARED_BY.iter().any(|policy| is_ours(&policy)) {
                     filter.delete(STAGE_2, &found);
                 }
             }
@@ -250,7 +257,11 @@ fn back() -> Rule {
 
 /// A rule that both policies share.
 fn of_both(target: Target) -> Rule {
-    Rule { comment: Some(comment("same-bridge|isolated")), ..Rule::to(target) }
+    of(SHARED_BY[0], target)
+}
+
+fn of(policy: &str, target: Target) -> Rule {
+    Rule { comment: Some(comment(policy)), ..Rule::to(target) }
 }
 
 fn comment(policy: &str) -> String {
