@@ -4,7 +4,9 @@
 mod bad_input_tests;
 pub mod child;
 pub mod conntrack;
+pub mod dbus;
 pub mod error;
+pub mod firewalld;
 pub mod frame;
 pub mod iptables;
 pub mod mac;

@@ -45,6 +45,11 @@ fn leftovers(request: &Request) -> Vec<Resource> {
         }));
     }
     resources.push(Resource::Fence(resource::Fence::of(attachment)));
+    resources.push(Resource::ZoneSource(resource::ZoneSource {
+        attachment: attachment.clone(),
+        zone: conf::zone_of(request),
+        addresses: addresses(&prev),
+    }));
     resources.push(Resource::Passage(resource::Passage {
         attachment: attachment.clone(),
         bridge: String::new(),
@@ -84,7 +89,7 @@ impl Firewall {
             return Ok(Vec::new());
         }
         let mut resources = Vec::new();
-        let backend = self.choose_backend(world)?;
+        let backend = self.choose_backend()?;
         let bridge = match bridge_of(prev) {
             Some(bridge) => bridge.to_owned(),
             None if self.policy == Policy::Open && !self.internal && !self.opens_forward => String::new(),
@@ -106,6 +111,13 @@ impl Firewall {
                     through,
                 }));
             }
+        }
+        if backend == Backend::Firewalld {
+            resources.push(Resource::ZoneSource(resource::ZoneSource {
+                attachment: attachment.clone(),
+                zone: self.zone.clone(),
+                addresses: addresses.clone(),
+            }));
         }
         if is_admitted {
             resources.push(Resource::Admission(resource::Admission {

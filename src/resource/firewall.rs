@@ -5,6 +5,7 @@ pub mod fence;
 pub mod isolation;
 pub mod obstacle;
 pub mod passage;
+pub mod zone_source;
 
 use std::net::IpAddr;
 
@@ -17,6 +18,7 @@ pub use fence::Fence;
 pub use isolation::Isolation;
 pub use obstacle::{Obstacle, obstacles};
 pub use passage::Passage;
+pub use zone_source::ZoneSource;
 
 /// Where the rules are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

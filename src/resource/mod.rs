@@ -54,7 +54,7 @@ pub use announcement::Announcement;
 pub use bridge::Bridge;
 pub use connections::Connections;
 pub use file_lock::FileLock;
-pub use firewall::{Admission, Fence, Isolation, Passage};
+pub use firewall::{Admission, Fence, Isolation, Passage, ZoneSource};
 pub use forwarding::Forwarding;
 pub use gateway::Gateway;
 pub use host_device::{ForeignHostDevice, HostDevice};
@@ -250,6 +250,8 @@ pub enum Resource {
     Fence(Fence),
     /// What lets the pod's packets pass where somebody else's chain would drop them.
     Passage(Passage),
+    /// The pod's addresses in a zone of firewalld.
+    ZoneSource(ZoneSource),
     /// The pod's loopback interface.
     Loopback(Loopback),
     /// Attributes of the pod's interface.
@@ -338,6 +340,7 @@ impl Resource {
             Self::Isolation(isolation) => isolation.ensure(world),
             Self::Fence(fence) => fence.ensure(world),
             Self::Passage(passage) => passage.ensure(world),
+            Self::ZoneSource(source) => source.ensure(world),
             Self::Loopback(loopback) => loopback.ensure(world),
             Self::LinkTuning(tuning) => tuning.ensure(world),
             Self::Sysctls(sysctls) => sysctls.ensure(world),
@@ -386,6 +389,7 @@ impl Resource {
             Self::Isolation(isolation) => isolation.observe(world),
             Self::Fence(fence) => fence.observe(world),
             Self::Passage(passage) => passage.observe(world),
+            Self::ZoneSource(source) => source.observe(world),
             Self::Loopback(loopback) => loopback.observe(world),
             Self::LinkTuning(tuning) => tuning.observe(world),
             Self::Sysctls(sysctls) => sysctls.observe(world),
@@ -418,6 +422,7 @@ impl Resource {
             Self::Isolation(_) => Some("isolation"),
             Self::Fence(_) => Some("fence"),
             Self::Passage(_) => Some("passage"),
+            Self::ZoneSource(_) => Some("zone source"),
             Self::Lease(_)
             | Self::Bridge(_)
             | Self::VlanGateway(_)
@@ -487,6 +492,9 @@ impl Resource {
                 firewall::admission::collect(network, kept, world).err().into_iter().collect()
             }
             Self::Fence(_) => firewall::fence::collect(network, kept, world).err().into_iter().collect(),
+            Self::ZoneSource(_) => {
+                firewall::zone_source::collect(network, kept, world).err().into_iter().collect()
+            }
             Self::Passage(_) => firewall::passage::collect(network, kept, world).err().into_iter().collect(),
             Self::Isolation(_) => {
                 firewall::isolation::collect(network, kept, world).err().into_iter().collect()
@@ -552,6 +560,7 @@ impl Resource {
             Self::Isolation(isolation) => isolation.remove(world),
             Self::Fence(fence) => fence.remove(world),
             Self::Passage(passage) => passage.remove(world),
+            Self::ZoneSource(source) => source.remove(world),
             Self::Loopback(loopback) => loopback.remove(world),
             Self::LinkTuning(tuning) => tuning.remove(world),
             Self::Sysctls(sysctls) => sysctls.remove(world),

@@ -38,6 +38,7 @@ mod delegation;
 mod dhcp;
 mod environment;
 mod firewall;
+mod firewall_firewalld;
 mod firewall_nftables;
 mod firewall_packets;
 mod fixed;
@@ -131,6 +132,7 @@ pub fn all() -> Vec<Case> {
         firewall::CASES,
         firewall_packets::CASES,
         firewall_nftables::CASES,
+        firewall_firewalld::CASES,
         flushed::CASES,
         records::CASES,
         gc::CASES,

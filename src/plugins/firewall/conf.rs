@@ -2,13 +2,19 @@
 
 use serde::Deserialize;
 
+use crate::net::firewalld::Firewalld;
 use crate::net::iptables::{Protocol, installed};
-use crate::resource::World;
 use crate::resource::firewall::{Backend, Policy};
 use crate::spec::{Attachment, CniError, CniResult, Code, Request};
 
 /// The chain for the administrator's own rules, if the configuration does not name one.
 pub(super) const ADMIN_CHAIN: &str = "CNI-ADMIN";
+
+/// The zone of firewalld, if the configuration does not name one.
+const ZONE: &str = "trusted";
+
+/// Longest name of a zone.
+const ZONE_MAX: usize = 64;
 
 /// Longest name of a chain that `iptables` takes (`XT_EXTENSION_MAXNAMELEN` of linux/netfilter/x_tables.h less its NUL).
 const CHAIN_MAX: usize = 28;
@@ -32,6 +38,7 @@ pub(super) struct Firewall {
     pub(super) prev_result: Option<CniResult>,
     pub(super) backend: Option<Backend>,
     pub(super) admin_chain: String,
+    pub(super) zone: String,
     pub(super) policy: Policy,
     pub(super) internal: bool,
     pub(super) opens_forward: bool,
@@ -45,6 +52,7 @@ impl Firewall {
         let backend = match conf.backend.as_str() {
             "iptables" => Some(Backend::Iptables),
             "nftables" => Some(Backend::Nftables),
+            "firewalld" => Some(Backend::Firewalld),
             // Only there is such a thing.
             "" if conf.internal => Some(Backend::Nftables),
             // Whatever else it may be, the reference chooses itself.
@@ -72,19 +80,51 @@ impl Firewall {
             prev_result: request.config.prev_result()?,
             backend,
             admin_chain: admin_chain(conf.iptables_admin_chain_name)?,
+            zone: zone(conf.firewalld_zone)?,
             policy,
             internal: conf.internal,
             opens_forward: conf.open_forward,
         })
     }
 
-    /// The back end to use.
-    pub(super) fn choose_backend(&self, _: &mut World<'_>) -> anyhow::Result<Backend> {
-        Ok(self.backend.unwrap_or_else(|| match installed(Protocol::Ipv4) {
+    /// The back end to use: the configured one, else firewalld if it runs, else iptables (the reference's rule) where it
+    /// is installed.
+    ///
+    /// Errors: if the bus on which firewalld is looked for does not answer.
+    pub(super) fn choose_backend(&self) -> anyhow::Result<Backend> {
+        if let Some(backend) = self.backend {
+            return Ok(backend);
+        }
+        if Firewalld::find()?.is_some() {
+            return Ok(Backend::Firewalld);
+        }
+        Ok(match installed(Protocol::Ipv4) {
             Some(_) => Backend::Iptables,
             None => Backend::Nftables,
-        }))
+        })
     }
+}
+
+/// The zone that the configuration of a request names, as far as that can be read.
+pub(super) fn zone_of(request: &Request) -> String {
+    let conf: Conf = request.config.decode().unwrap_or_default();
+    zone(conf.firewalld_zone).unwrap_or_else(|_| ZONE.to_owned())
+}
+
+fn zone(name: String) -> Result<String, CniError> {
+    if name.is_empty() {
+        return Ok(ZONE.to_owned());
+    }
+    // Those of firewalld have at most 17 (firewalld.zones(5)); what it takes, it says itself.
+    let is_name =
+        name.len() <= ZONE_MAX && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    if !is_name {
+        let msg = format!(
+            "firewalldZone: {name:?} is no name of a zone: letters, digits, _ and -, at most {ZONE_MAX}"
+        );
+        return Err(CniError::config(msg));
+    }
+    Ok(name)
 }
 
 /// The name of the administrator's chain, which must be one that the command takes and that is nobody else's.

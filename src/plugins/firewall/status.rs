@@ -1,14 +1,19 @@
 //! STATUS of `firewall`: whether an ADD could be served, and whether pods that are there can work. Looks only.
 
 use super::conf::Firewall;
+use crate::net::firewalld::Firewalld;
 use crate::resource::World;
-use crate::resource::firewall::{Obstacle, obstacles};
+use crate::resource::firewall::{Backend, Obstacle, obstacles};
 use crate::spec::{CniError, Code, Request};
 
-/// The error of code 51 if somebody else's firewall drops what pods send, whatever is let through here.
+/// The error of code 50 if firewalld is asked for and does not run; that of code 51 if somebody else's firewall drops what pods send, whatever is let through here.
 pub(super) fn status(request: &Request, world: &mut World<'_>) -> anyhow::Result<()> {
     let firewall = Firewall::parse(request)?;
-    let backend = firewall.choose_backend(world)?;
+    let backend = firewall.choose_backend()?;
+    if backend == Backend::Firewalld && Firewalld::find()?.is_none() {
+        let msg = "backend: firewalld does not run (nobody has its name on D-Bus)";
+        return Err(CniError::new(Code::Unavailable, msg).into());
+    }
     // That an internal network's packets are dropped is what is wanted of it.
     if firewall.internal {
         return Ok(());

@@ -194,7 +194,7 @@ impl Isolation {
                     let outbound = Some(LinkMatch::is(&self.bridge));
                     filter.is(&found, &Rule { outbound, ..of(policy, Target::Drop) })
                 };
-                if SHARED_BY.iter().any(|policy| is_ours(&policy)) {
+                if SHARED_BY.iter().any(is_ours) {
                     filter.delete(STAGE_2, &found);
                 }
             }
