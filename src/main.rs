@@ -14,7 +14,10 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let called = arguments.next().unwrap_or_default();
     let name = Path::new(&called).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    match registry::find(name) {
+    // A plugin and the tool have one name; a runtime gives no arguments, and people no variable.
+    let is_plugin =
+        name != registry::TOOL || (arguments.len() == 0 && std::env::var_os("CNI_COMMAND").is_some());
+    match registry::find(name).filter(|_| is_plugin) {
         Some(plugin)
             if plugin.name == dhcp::NAME && std::env::args_os().nth(1).is_some_and(|it| it == "daemon") =>
         {

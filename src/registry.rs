@@ -2,7 +2,7 @@
 
 use crate::plugins::{
     PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, loopback, macvlan, ptp, sbr, tap,
-    tuning, vrf,
+    tuning, vrf, whole,
 };
 
 /// The plugin types, by name.
@@ -10,6 +10,7 @@ pub const PLUGINS: &[&PluginType] = &[
     &bandwidth::TYPE,
     &bridge::TYPE,
     &ipam::DHCP,
+    &whole::TYPE,
     &dummy::TYPE,
     &firewall::TYPE,
     &host_device::TYPE,
@@ -23,6 +24,9 @@ pub const PLUGINS: &[&PluginType] = &[
     &tuning::TYPE,
     &vrf::TYPE,
 ];
+
+/// The name that the tool for people and a plugin have in common.
+pub const TOOL: &str = whole::TYPE.name;
 
 /// The plugin type of a name.
 pub fn find(name: &str) -> Option<&'static PluginType> {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use bridgehead::plugins::PluginType;
-use bridgehead::registry::PLUGINS;
+use bridgehead::registry::{PLUGINS, TOOL};
 
 /// Keys that a page may have without the plugin's own configuration having them: all plugins read them alike.
 const SHARED: [&str; 3] = ["delegateTimeout", "ipam", "lockTimeout"];
@@ -49,7 +49,9 @@ fn each_plugin_is_installed() {
     let makefile = text("Makefile");
     let names = makefile.split("\nPLUGINS :=").nth(1).unwrap().replace("\\\n", " ");
     let installed: BTreeSet<&str> = names.lines().next().unwrap().split_whitespace().collect();
-    let known: BTreeSet<&str> = PLUGINS.iter().map(|plugin| plugin.name).collect();
+    // The file itself has the name of one of them.
+    let known: BTreeSet<&str> =
+        PLUGINS.iter().map(|plugin| plugin.name).filter(|name| *name != TOOL).collect();
     assert_eq!(installed, known, "PLUGINS of the Makefile and of src/registry.rs");
 }
 

@@ -17,6 +17,7 @@ mod sublink;
 pub mod tap;
 pub mod tuning;
 pub mod vrf;
+pub mod whole;
 
 use crate::plan::Plugin;
 use crate::resource::{Lease, Resource, World};

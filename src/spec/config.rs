@@ -177,6 +177,30 @@ impl NetConf {
         self.get("prevResult").is_some()
     }
 
+    /// The configuration of one plugin of a chain, out of one that has the keys of several: with these keys of the
+    /// author's, with all that the runtime injects, and with the result of the plugin before.
+    ///
+    /// Errors: of a result that the version cannot express.
+    pub fn part(&self, keys: &[&str], prev_result: Option<&CniResult>) -> Result<Self, CniError> {
+        let is_wanted = |key: &str| keys.iter().any(|it| key.eq_ignore_ascii_case(it)) || !is_own(key);
+        let mut document: Map<String, Value> = self
+            .document
+            .iter()
+            .filter(|(key, _)| is_wanted(key))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        if let Some(result) = prev_result {
+            document.retain(|key, _| !key.eq_ignore_ascii_case("prevResult"));
+            document.insert("prevResult".to_owned(), result.to_value(self.version)?);
+        }
+        Ok(Self { document, name: self.name.clone(), ipam_type: self.ipam_type.clone(), ..*self })
+    }
+
+    /// Whether the author of the configuration has written any of these keys.
+    pub fn has_any(&self, keys: &[&str]) -> bool {
+        keys.iter().filter(|key| is_own(key)).any(|key| self.get(key).is_some())
+    }
+
     /// What tells the `prevResult` from others.
     pub fn prev_result_digest(&self) -> Option<String> {
         self.get("prevResult").map(|value| sha512_hex(&[&value.to_string()], DIGEST_CHARS))
@@ -185,9 +209,7 @@ impl NetConf {
     /// What tells what the author of the configuration has written from what else might stand there: a digest of all
     /// that runtimes do not inject, and that is no matter of the whole list.
     pub fn digest(&self) -> String {
-        let is_injected =
-            |key: &str| INJECTED.iter().any(|it| key.eq_ignore_ascii_case(it)) || key.starts_with("cni.dev/");
-        let own = self.document.iter().filter(|(key, _)| !is_injected(key));
+        let own = self.document.iter().filter(|(key, _)| is_own(key));
         let text: String = own.map(|(key, value)| format!("{key:?}:{value},")).collect();
         sha512_hex(&[&text], DIGEST_CHARS)
     }
@@ -238,6 +260,11 @@ fn seconds(key: &str, value: Option<&Value>) -> Result<Option<Duration>, CniErro
             "{key}: the value {value} is wrong; wanted is a number of seconds from 0 to {LOCK_TIMEOUT_MAX}"
         ))),
     }
+}
+
+/// Whether a key is its author's; other keys are those that runtimes inject, and those of the whole list.
+fn is_own(key: &str) -> bool {
+    !INJECTED.iter().any(|it| key.eq_ignore_ascii_case(it)) && !key.starts_with("cni.dev/")
 }
 
 fn incompatible(version: &str, supported: &[Version]) -> CniError {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::args::CONVENTIONAL;
 use super::names::{check_identifier, check_ifname};
-use super::{Args, Attachment, CniError, Code, NetConf, Version};
+use super::{Args, Attachment, CniError, CniResult, Code, NetConf, Version};
 
 /// The verbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +190,11 @@ impl Request {
     /// `CNI_ARGS` as it was given, for whoever it is handed on to.
     pub fn raw_args(&self) -> &str {
         &self.args
+    }
+
+    /// The request to one plugin of a chain, out of one that is served as a whole; see [`NetConf::part`].
+    pub fn part(&self, keys: &[&str], prev_result: Option<&CniResult>) -> Result<Self, CniError> {
+        Ok(Self { config: self.config.part(keys, prev_result)?, ..self.clone() })
     }
 
     /// The pairs of `CNI_ARGS`. Only who uses them may refuse them: `loopback` does not care, and DEL must not.

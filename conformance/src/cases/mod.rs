@@ -70,6 +70,7 @@ mod tuning;
 mod tuning_sysctl;
 mod versions;
 mod vrf;
+mod whole;
 
 /// Lists the cases of a file: groups of functions, each with what it needs.
 macro_rules! cases {
@@ -92,6 +93,7 @@ pub fn all() -> Vec<Case> {
     [
         environment::CASES,
         versions::CASES,
+        whole::CASES,
         results::CASES,
         delegation::CASES,
         chained::CASES,
