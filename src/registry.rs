@@ -1,8 +1,8 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
 use crate::plugins::{
-    PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, loopback, macvlan, ptp, sbr, tap,
-    tuning, vrf, whole,
+    PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, loopback, macvlan, portmap, ptp, sbr,
+    tap, tuning, vrf, whole,
 };
 
 /// The plugin types, by name.
@@ -17,6 +17,7 @@ pub const PLUGINS: &[&PluginType] = &[
     &ipam::HOST_LOCAL,
     &loopback::TYPE,
     &macvlan::TYPE,
+    &portmap::TYPE,
     &ptp::TYPE,
     &sbr::TYPE,
     &ipam::STATIC,

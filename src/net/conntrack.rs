@@ -10,7 +10,7 @@ use netlink_packet_netfilter::{
 use nix::errno::Errno;
 
 use super::netlink::Message;
-use super::nft::Nft;
+use super::nft::{Family, Nft};
 use super::{Result, sysctl};
 
 /// `NFNL_SUBSYS_CTNETLINK`, `IPCTNL_MSG_CT_DELETE` (linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h).
@@ -22,12 +22,17 @@ const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_FILTER: u16 = 25;
 const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V6_SRC: u16 = 3;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 /// Only the source of the tuple counts (`CTA_FILTER_F_CTA_IP_SRC`, net/netfilter/nf_internals.h).
 const SOURCE: u32 = 1;
+/// Protocol and destination port count (`CTA_FILTER_F_CTA_PROTO_NUM`, `CTA_FILTER_F_CTA_PROTO_DST_PORT`).
+const PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
 
 /// Whether the kernel tracks connections of this namespace, and can be told by netlink to forget some without loading a
 /// module for it.
@@ -73,7 +78,31 @@ pub fn forget(nft: &mut Nft, addresses: &[IpAddr]) -> Result<()> {
             Message::new(format!("forget connections of {address}"), 0, payload)
         })
     });
-    for answer in nft.execute(requests.collect())? {
+    send(nft, requests.collect())
+}
+
+/// Has the kernel forget the flows of a transport protocol that began towards some ports, at whatever address:
+/// `conntrack -D -p <protocol> --orig-port-dst <port>`. The kernel goes through its whole table for each.
+///
+/// Kernels before 5.8 know no such filter; there, everything stays.
+pub fn forget_ports(nft: &mut Nft, protocol: u8, ports: &[(Family, u16)]) -> Result<()> {
+    let requests = ports.iter().map(|(family, port)| {
+        let number = padded(CTA_PROTO_NUM, &[protocol]);
+        let tuple = [number, padded(CTA_PROTO_DST_PORT, &port.to_be_bytes())].concat();
+        let attributes = vec![
+            nested(CTA_TUPLE_ORIG, &nested_bytes(CTA_TUPLE_PROTO, &tuple)),
+            nested(CTA_FILTER, &plain(CTA_FILTER_ORIG_FLAGS, &PROTOCOL_AND_PORT.to_ne_bytes())),
+        ];
+        let subsys = NetfilterSubsystem::Other(SUBSYSTEM);
+        let inner = NetfilterMessageInner::Other { subsys, message_type: DELETE, attributes };
+        let payload = NetfilterMessage::new(NetfilterHeader::new(family.number(), 0, 0), inner);
+        Message::new(format!("forget connections to port {port}"), 0, payload)
+    });
+    send(nft, requests.collect())
+}
+
+fn send(nft: &mut Nft, requests: Vec<Message>) -> Result<()> {
+    for answer in nft.execute(requests)? {
         match answer {
             Err(e) if matches!(e.errno, Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP) => {}
             answer => answer?,
@@ -88,6 +117,13 @@ fn nested(kind: u16, value: &[u8]) -> DefaultNla {
 
 fn nested_bytes(kind: u16, value: &[u8]) -> Vec<u8> {
     plain(kind | NLA_F_NESTED, value)
+}
+
+/// An attribute as bytes, with zeros behind it up to a whole word.
+fn padded(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = plain(kind, value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 /// An attribute as bytes; the values here are whole words.

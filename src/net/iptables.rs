@@ -11,16 +11,12 @@ pub mod legacy;
 mod native;
 pub mod rule;
 
-use std::path::{Path, PathBuf};
-
 use super::nft::{Family, Table};
 pub use commands::Commands;
+use commands::find;
 pub use filter::Filter;
 pub use native::{comment_of, link_name};
 pub use rule::{AddressMatch, LinkMatch, Match, Rule, Target, Transport};
-
-/// Where commands are looked for, whatever `PATH` says: a runtime's environment is not ours to trust.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A protocol, each with its own command and tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,11 +107,6 @@ pub fn installed(protocol: Protocol) -> Option<Variant> {
         _ if legacy::has_tables(protocol) => Variant::Legacy,
         _ => Variant::Nft,
     })
-}
-
-/// The path of a command.
-fn find(name: &str) -> Option<PathBuf> {
-    PATH.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod restore;
 use anyhow::Context;
 use log::debug;
 
+use crate::resource::port_mappings::Taken;
 use crate::resource::{Finding, Lease, LinkTuning, Resource, Scope, World};
 use crate::spec::{CniError, CniResult, Code};
 
@@ -194,11 +195,22 @@ fn apply(
         record.set(made.clone(), following.is_none().then(|| plan.result.clone()));
         keep(record)?;
         for resource in plan.resources.into_iter().filter(|resource| !links.contains(resource)) {
-            journal.ensure(resource)?;
+            ensure(resource, journal)?;
         }
         let Some(next) = following else { return Ok(plan.result) };
         plan = next.plan(CniResult::default(), journal.world())?;
         following = next.following(&plan.result)?;
+    }
+}
+
+/// Makes a resource; if others have the ports that it needs, once more after those of the dead were reclaimed.
+fn ensure(resource: Resource, journal: &mut Journal<'_, '_>) -> anyhow::Result<()> {
+    let Err(error) = journal.ensure(resource.clone()) else { return Ok(()) };
+    let Some(Taken { owners }) = error.downcast_ref::<Taken>() else { return Err(error) };
+    match reclaim::reclaim_ports(owners, journal.world()) {
+        Ok(true) => journal.ensure(resource),
+        Ok(false) => Err(error),
+        Err(other) => Err(journal::also(error, &[format!("{other:#}")])),
     }
 }
 

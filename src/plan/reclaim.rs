@@ -57,15 +57,45 @@ pub fn is_dead(attachment: &Attachment, state: &Path) -> bool {
     read().is_ok_and(|found| is_dead_by(&found.iter().collect::<Vec<_>>()))
 }
 
-/// Whether one record of an attachment proves that it is dead, and none says otherwise.
+/// Gives ports of the host back that dead attachments have; tells whether any of these was dead. Their records stay, for
+/// whoever removes the rest.
+///
+/// Safe beside running ADDs as above: nobody else works on what is claimed here.
+pub fn reclaim_ports(owners: &[Attachment], world: &mut World<'_>) -> anyhow::Result<bool> {
+    let mut request = world.request.clone();
+    (request.command, request.netns) = (Command::Gc, None);
+    let mut elsewhere = World::new(&request, world.state.clone());
+    let mut is_any_dead = false;
+    for owner in owners {
+        let Some(found) = Found::claim(owner, &elsewhere.state)? else { continue };
+        let records = found.records();
+        if !are_proof_of_death(&records) {
+            continue;
+        }
+        log::info!("{owner}: its namespace is gone, and so are its ports");
+        for resource in records.iter().flat_map(|record| &record.resources) {
+            if matches!(resource, Resource::PortMappings(_)) {
+                resource.remove(&mut elsewhere)?;
+            }
+        }
+        is_any_dead = true;
+    }
+    Ok(is_any_dead)
+}
+
+/// Whether an attachment is dead by its records, and its addresses are ours to give back.
 fn is_dead_by(records: &[&Record]) -> bool {
     // What another program has given can be given back only by a call with the configuration of then.
     let is_ours = |resource: &Resource| {
         !matches!(resource, Resource::Lease(Lease { source: Source::Delegated { .. }, .. }))
     };
+    are_proof_of_death(records) && records.iter().all(|record| record.resources.iter().all(is_ours))
+}
+
+/// Whether one record of an attachment proves that it is dead, and none says otherwise.
+fn are_proof_of_death(records: &[&Record]) -> bool {
     records.iter().any(|record| record.is_provably_dead())
         && records.iter().all(|record| record.may_be_dead())
-        && records.iter().all(|record| record.resources.iter().all(is_ours))
 }
 
 /// What there is of an attachment: its record of each plugin in a chain that has one. Nobody else works on it.

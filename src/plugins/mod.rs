@@ -11,6 +11,7 @@ pub mod ipam;
 pub mod loopback;
 pub mod macvlan;
 mod mtu;
+pub mod portmap;
 pub mod ptp;
 pub mod sbr;
 mod sublink;

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{PluginType, bandwidth, bridge, firewall, tuning};
+use super::{PluginType, bandwidth, bridge, firewall, portmap, tuning};
 use crate::plan::{Plan, Plugin};
 use crate::resource::{Lease, Resource, World};
 use crate::spec::{CniError, CniResult, NetConf, Request, json};
@@ -49,7 +49,14 @@ struct Part {
 }
 
 /// What follows the bridge, in this order.
-const PARTS: [Part; 3] = [
+const PARTS: [Part; 4] = [
+    Part {
+        plugin: &portmap::TYPE,
+        lost: &[],
+        is_wanted: |part, config| {
+            is_asked_for("portMappings", config) || part.has_keys_but("backend", config)
+        },
+    },
     Part {
         plugin: &firewall::TYPE,
         lost: &[],
@@ -80,7 +87,13 @@ impl Part {
     }
 
     fn request(&self, whole: &Request, prev: Option<&CniResult>) -> Result<Request, CniError> {
-        whole.part(&self.keys(), prev)
+        let mut keys = self.keys();
+        // This one has no ports to map, and is the firewall's alone.
+        let is_firewalld = whole.config.get("backend").and_then(Value::as_str) == Some("firewalld");
+        if is_firewalld && self.plugin.name != firewall::TYPE.name {
+            keys.retain(|key| *key != "backend");
+        }
+        whole.part(&keys, prev)
     }
 }
 

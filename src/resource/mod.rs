@@ -27,6 +27,7 @@ pub mod pod_link_up;
 pub mod pod_routes;
 pub mod pod_sysctls;
 pub mod point_to_point;
+pub mod port_mappings;
 pub mod port_state;
 pub mod port_vlans;
 pub mod reserved_frames;
@@ -69,6 +70,7 @@ pub use pod_link_up::PodLinkUp;
 pub use pod_routes::PodRoutes;
 pub use pod_sysctls::PodSysctls;
 pub use point_to_point::PointToPoint;
+pub use port_mappings::{ForeignPortMappings, PortMappings};
 pub use port_state::PortState;
 pub use port_vlans::PortVlans;
 pub use reserved_frames::ReservedFrames;
@@ -252,6 +254,10 @@ pub enum Resource {
     Passage(Passage),
     /// The pod's addresses in a zone of firewalld.
     ZoneSource(ZoneSource),
+    /// Host ports that lead to the pod.
+    PortMappings(PortMappings),
+    /// What is left of host ports without a record.
+    ForeignPortMappings(ForeignPortMappings),
     /// The pod's loopback interface.
     Loopback(Loopback),
     /// Attributes of the pod's interface.
@@ -341,6 +347,7 @@ impl Resource {
             Self::Fence(fence) => fence.ensure(world),
             Self::Passage(passage) => passage.ensure(world),
             Self::ZoneSource(source) => source.ensure(world),
+            Self::PortMappings(mappings) => mappings.ensure(world),
             Self::Loopback(loopback) => loopback.ensure(world),
             Self::LinkTuning(tuning) => tuning.ensure(world),
             Self::Sysctls(sysctls) => sysctls.ensure(world),
@@ -355,7 +362,8 @@ impl Resource {
             | Self::ForeignVeth(_)
             | Self::ForeignHostDevice(_)
             | Self::ForeignSublink(_)
-            | Self::ForeignMasquerade(_) => Ok(Ensured::Present),
+            | Self::ForeignMasquerade(_)
+            | Self::ForeignPortMappings(_) => Ok(Ensured::Present),
         }
     }
 
@@ -385,6 +393,7 @@ impl Resource {
             Self::Connections(connections) => connections.observe(world),
             Self::Announcement(announcement) => announcement.observe(world),
             Self::Masquerade(masquerade) => masquerade.observe(world),
+            Self::PortMappings(mappings) => mappings.observe(world),
             Self::Admission(admission) => admission.observe(world),
             Self::Isolation(isolation) => isolation.observe(world),
             Self::Fence(fence) => fence.observe(world),
@@ -403,7 +412,8 @@ impl Resource {
             | Self::ForeignVeth(_)
             | Self::ForeignHostDevice(_)
             | Self::ForeignSublink(_)
-            | Self::ForeignMasquerade(_) => Ok(Vec::new()),
+            | Self::ForeignMasquerade(_)
+            | Self::ForeignPortMappings(_) => Ok(Vec::new()),
         }
     }
 
@@ -423,6 +433,7 @@ impl Resource {
             Self::Fence(_) => Some("fence"),
             Self::Passage(_) => Some("passage"),
             Self::ZoneSource(_) => Some("zone source"),
+            Self::PortMappings(_) => Some("host ports"),
             Self::Lease(_)
             | Self::Bridge(_)
             | Self::VlanGateway(_)
@@ -455,6 +466,7 @@ impl Resource {
             | Self::TrafficShape(_)
             | Self::Vrf(_)
             | Self::VrfMember(_)
+            | Self::ForeignPortMappings(_)
             | Self::Loopback(_) => None,
         }
     }
@@ -485,6 +497,9 @@ impl Resource {
     pub fn collect(&self, network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Vec<anyhow::Error> {
         match self {
             Self::ForeignMasquerade(_) | Self::Masquerade(_) => masquerade::collect(network, kept, world),
+            Self::PortMappings(_) | Self::ForeignPortMappings(_) => {
+                port_mappings::collect(network, kept, world)
+            }
             Self::MacGuard(_) => mac_guard::collect(network, kept, world).err().into_iter().collect(),
             Self::SpoofGuard(_) => spoof_guard::collect(network, kept, world).err().into_iter().collect(),
             Self::Veth(_) => veth::collect(network, kept, world),
@@ -561,6 +576,8 @@ impl Resource {
             Self::Fence(fence) => fence.remove(world),
             Self::Passage(passage) => passage.remove(world),
             Self::ZoneSource(source) => source.remove(world),
+            Self::PortMappings(mappings) => mappings.remove(world),
+            Self::ForeignPortMappings(mappings) => mappings.remove(world),
             Self::Loopback(loopback) => loopback.remove(world),
             Self::LinkTuning(tuning) => tuning.remove(world),
             Self::Sysctls(sysctls) => sysctls.remove(world),

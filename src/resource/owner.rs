@@ -46,6 +46,11 @@ impl Owner {
         &self.0
     }
 
+    /// Whether both are interfaces of the same container.
+    pub fn shares_container_with(&self, other: &Self) -> bool {
+        self.0.split('/').nth(1) == other.0.split('/').nth(1)
+    }
+
     /// Whether the attachment is to this network.
     pub fn is_on(&self, network: &str) -> bool {
         let first = self.0.split('/').next().unwrap_or_default();

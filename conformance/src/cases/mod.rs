@@ -52,6 +52,8 @@ mod host_local_store;
 mod loopback;
 mod macvlan;
 mod mutations;
+mod portmap;
+mod portmap_packets;
 mod ptp;
 mod reboot;
 mod records;
@@ -139,6 +141,8 @@ pub fn all() -> Vec<Case> {
         records::CASES,
         gc::CASES,
         state_directory::CASES,
+        portmap::CASES,
+        portmap_packets::CASES,
         // Last: while the kernel takes so many links away, it holds up all namespaces.
         bridge_crowd::CASES,
     ]

@@ -37,6 +37,9 @@ fn bridge() -> Value {
 /// What follows it.
 fn rest() -> Vec<Value> {
     vec![
+        json!({"type": "portmap", "backend": "iptables", "runtimeConfig": {"portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        ]}}),
         json!({"type": "firewall", "backend": "iptables", "ingressPolicy": "same-bridge"}),
         json!({"type": "bandwidth", "ingressRate": 8_000_000, "ingressBurst": 800_000}),
         json!({"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "txQLen": 77}),
@@ -44,7 +47,8 @@ fn rest() -> Vec<Value> {
 }
 
 fn whole() -> Value {
-    let one = rest().into_iter().fold(bridge(), with);
+    let mut one = rest().into_iter().fold(bridge(), with);
+    one["runtimeConfig"]["ips"] = bridge()["runtimeConfig"]["ips"].clone();
     with(one, json!({"type": "bridgehead"}))
 }
 

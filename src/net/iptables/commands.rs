@@ -4,7 +4,7 @@
 
 use std::io::{PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,11 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{PATH, Protocol, Rule, TableName, Variant, find, installed};
+use super::{Protocol, Rule, TableName, Variant, installed};
 use crate::net::{Error, Result};
+
+/// Where commands are looked for, whatever `PATH` says: a runtime's environment is not ours to trust.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long the commands wait for the lock that they share, in seconds.
 const LOCK_SECONDS: u32 = 10;
@@ -64,6 +67,18 @@ impl Commands {
             return Ok(None);
         }
         Err(refused(format!("list chain {chain} of nat with {}", self.names[0]), outcome))
+    }
+
+    /// The whole `nat` table, a line each, as `iptables -S` prints it. It has a line or more for each pod.
+    pub fn nat_table(&self) -> Result<Vec<String>> {
+        let wait = LOCK_SECONDS.to_string();
+        let mut command = Command::new(&self.list);
+        command.args(["--wait", &wait, "-t", "nat", "-S"]);
+        let outcome = execute(&self.names[0], command, "", DEADLINE)?;
+        if outcome.success {
+            return Ok(outcome.said.lines().map(str::to_owned).collect());
+        }
+        Err(refused(format!("list nat with {}", self.names[0]), outcome))
     }
 
     /// Whether the `nat` table has a rule; its line is as `iptables-restore` reads one behind `-A`. The command compares
@@ -171,10 +186,12 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-struct Outcome {
-    success: bool,
+/// How a command ended.
+#[derive(Debug)]
+pub(in crate::net) struct Outcome {
+    pub(in crate::net) success: bool,
     /// What it wrote to both of its outputs.
-    said: String,
+    pub(in crate::net) said: String,
 }
 
 /// A refusal in the words of the command. It has no error number of its own.
@@ -182,7 +199,18 @@ fn refused(deed: String, outcome: Outcome) -> Error {
     Error { deed, errno: Errno::EIO, text: outcome.said.trim().to_owned() }
 }
 
-fn execute(name: &str, mut command: Command, input: &str, limit: Duration) -> Result<Outcome> {
+/// The path of a command.
+pub(in crate::net) fn find(name: &str) -> Option<PathBuf> {
+    PATH.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+}
+
+/// Executes a command with something to read, and a limit of time. `name` is for messages.
+pub(in crate::net) fn execute(
+    name: &str,
+    mut command: Command,
+    input: &str,
+    limit: Duration,
+) -> Result<Outcome> {
     let deadline = Instant::now() + limit;
     let failed = |e: std::io::Error| Error::from_io(format!("execute {name}"), &e);
     let (mut reader, writer) = std::io::pipe().map_err(failed)?;

@@ -229,14 +229,20 @@ impl fmt::Display for Rule {
                 write!(f, "{word} ")?;
             }
         }
-        match &self.target {
-            Target::Accept => write!(f, "-j ACCEPT"),
-            Target::Drop => write!(f, "-j DROP"),
-            Target::Return => write!(f, "-j RETURN"),
-            Target::Masquerade => write!(f, "-j MASQUERADE"),
-            Target::Dnat(to) => write!(f, "-j DNAT --to-destination {to}"),
-            Target::Mark(bits) => write!(f, "-j MARK --set-xmark {bits:#x}/{bits:#x}"),
-            Target::Chain(chain) => write!(f, "-j {chain}"),
+        write!(f, "{}", self.target)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accept => write!(f, "-j ACCEPT"),
+            Self::Drop => write!(f, "-j DROP"),
+            Self::Return => write!(f, "-j RETURN"),
+            Self::Masquerade => write!(f, "-j MASQUERADE"),
+            Self::Dnat(to) => write!(f, "-j DNAT --to-destination {to}"),
+            Self::Mark(bits) => write!(f, "-j MARK --set-xmark {bits:#x}/{bits:#x}"),
+            Self::Chain(chain) => write!(f, "-j {chain}"),
         }
     }
 }

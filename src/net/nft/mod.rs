@@ -9,6 +9,7 @@
 //! `nf_tables_commit_chain_prepare`, `nft_table_validate`).
 
 pub mod chain;
+pub mod command;
 pub mod expr;
 pub mod rule;
 pub mod set;
@@ -157,6 +158,18 @@ impl Nft {
         answer.map(|body| parsed(&deed, &body, ChainState::parse)).transpose()
     }
 
+    /// Whether the kernel has nf_tables at all. It may load the module.
+    pub fn is_at_work(&mut self) -> Result<bool> {
+        // Any question will do; it is who answers that matters.
+        match self.has_chain(Table::new(Family::Inet, "bridgehead").chain("any")) {
+            Ok(_) => Ok(true),
+            Err(e) if matches!(e.errno, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// Whether a set or map is there.
     pub fn has_set(&mut self, set: Set) -> Result<bool> {
         let message = request(format!("look for {set}"), set.table.family, set.wanted());
@@ -203,6 +216,38 @@ impl Nft {
         let deed = format!("list {chain}");
         let bodies = self.list(&deed, chain.table.family, chain.rules_wanted())?;
         bodies.iter().map(|body| parsed(&deed, body, Rule::parse)).collect()
+    }
+
+    /// The rules of one chain (`entry`) that lead to another, which has a state and that many rules of its own.
+    ///
+    /// An entry may have a rule per pod, and reading takes 8 µs for each. But how many lead to a chain, the kernel
+    /// counts; and those that were made together with the chain, behind its own rules, have the handles after these,
+    /// since the kernel numbers what is made in the order of the transaction. What stands at these handles is looked
+    /// at. If it is not all that leads there, then somebody else made it, or later, and the entry is read after all.
+    pub fn rules_leading_to(
+        &mut self,
+        chain: Chain,
+        entry: Chain,
+        state: ChainState,
+        own_rules: usize,
+    ) -> Result<Vec<Rule>> {
+        let own_rules = own_rules as u64;
+        if let Some(expected) = u64::from(state.uses).checked_sub(own_rules) {
+            let first = state.handle + own_rules + 1;
+            let mut found = Vec::new();
+            for handle in first..first + expected {
+                match self.rule(entry, handle)? {
+                    Some(rule) if rule.leads_to(chain.name) => found.push(rule),
+                    _ => break,
+                }
+            }
+            if found.len() as u64 == expected {
+                return Ok(found);
+            }
+        }
+        let mut rules = self.rules(entry)?;
+        rules.retain(|rule| rule.leads_to(chain.name));
+        Ok(rules)
     }
 
     /// The rule of a chain that has a handle; `None` where it, its chain or its table is not there.

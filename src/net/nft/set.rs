@@ -79,6 +79,30 @@ impl KeyType {
         }
     }
 
+    /// A value in the words of `nft`.
+    fn word(self, bytes: &[u8]) -> String {
+        match (self, bytes) {
+            (Self::Ipv4Address, bytes) if bytes.len() == 4 => {
+                let octets: [u8; 4] = std::array::from_fn(|i| bytes[i]);
+                IpAddr::from(octets).to_string()
+            }
+            (Self::Ipv6Address, bytes) if bytes.len() == 16 => {
+                let octets: [u8; 16] = std::array::from_fn(|i| bytes[i]);
+                IpAddr::from(octets).to_string()
+            }
+            (Self::InetProtocol, [6]) => "tcp".to_owned(),
+            (Self::InetProtocol, [17]) => "udp".to_owned(),
+            (Self::InetProtocol, [132]) => "sctp".to_owned(),
+            (Self::InetProtocol, [number]) => number.to_string(),
+            (Self::InetService, [high, low]) => u16::from_be_bytes([*high, *low]).to_string(),
+            (Self::Ifname, bytes) => {
+                let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+                format!("{:?}", String::from_utf8_lossy(name))
+            }
+            (_, bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"),
+        }
+    }
+
     /// Length in bytes.
     fn len(self) -> u32 {
         match self {
@@ -152,6 +176,18 @@ pub fn key(parts: &[&[u8]]) -> Vec<u8> {
         bytes.resize(bytes.len().next_multiple_of(4), 0);
     }
     bytes
+}
+
+/// A key or data of parts in the words of `nft`: `10.1.0.5 . 6 . 8080`.
+pub fn words(parts: &[KeyType], bytes: &[u8]) -> String {
+    let mut rest = bytes;
+    let words = parts.iter().map(|part| {
+        let len = part.len() as usize;
+        let (own, behind) = (rest.get(..len).unwrap_or_default(), rest.get(len.next_multiple_of(4)..));
+        rest = behind.unwrap_or_default();
+        part.word(own)
+    });
+    words.collect::<Vec<_>>().join(" . ")
 }
 
 /// The part of a key that a link's name is: 16 bytes (`IFNAMSIZ`) filled with zeros. What is too long is cut.

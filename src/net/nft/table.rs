@@ -31,7 +31,7 @@ impl Family {
         }
     }
 
-    pub(super) fn number(self) -> NetfilterProtoFamily {
+    pub(in crate::net) fn number(self) -> NetfilterProtoFamily {
         match self {
             Self::Inet => NetfilterProtoFamily::Inet,
             Self::Ip => NetfilterProtoFamily::IPv4,

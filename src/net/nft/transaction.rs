@@ -168,6 +168,12 @@ impl Transaction {
         self.step(deed, NLM_F_CREATE, chain.table.family, chain.rule_added(expressions, None, comment));
     }
 
+    /// The same as [`add_rule_of`](Self::add_rule_of), before the first one.
+    pub fn insert_rule_of(&mut self, chain: Chain, expressions: Vec<Expr>, protocol: Option<u8>) {
+        let deed = format!("insert a rule into {chain}");
+        self.step(deed, NLM_F_CREATE, chain.table.family, chain.rule_added(expressions, protocol, None));
+    }
+
     /// `delete rule <chain> handle <handle>`
     pub fn delete_rule(&mut self, chain: Chain, handle: u64) {
         let deed = format!("delete rule {handle} of {chain}");

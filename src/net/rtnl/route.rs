@@ -172,6 +172,24 @@ impl Rtnl {
             .collect())
     }
 
+    /// Index of the link by which packets to an address leave; `None` where no route leads there, or it is this host's.
+    pub fn link_towards(&mut self, address: IpAddr) -> Result<Option<u32>> {
+        let mut request = RouteMessage::default();
+        let (family, len, destination) = match address {
+            IpAddr::V4(a) => (AddressFamily::Inet, 32, RouteAddress::Inet(a)),
+            IpAddr::V6(a) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(a)),
+        };
+        request.header.address_family = family;
+        request.header.destination_prefix_length = len;
+        request.attributes.push(RouteAttribute::Destination(destination));
+        let found = self.get(format!("look up the way to {address}"), RouteNetlinkMessage::GetRoute(request));
+        match found {
+            Ok(body) => Ok(body.and_then(|body| parse(&body).first().map(|(index, _)| *index))),
+            Err(e) if matches!(e.errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Whether packets to an IPv6 address are delivered in this namespace: the kernel is done with adding it.
     pub fn is_delivered_here(&mut self, address: Ipv6Addr) -> Result<bool> {
         let mut request = RouteMessage::default();

@@ -149,7 +149,7 @@ fn ensure_native(nft: &mut Nft, rules: &Rules) -> net::Result<Ensured> {
         }
         Some(state) => {
             own = nft.rules(chain)?;
-            entries = leading(nft, entry, chain, state, own.len())?;
+            entries = nft.rules_leading_to(chain, entry, state, own.len())?;
             if entries.is_empty() {
                 add_entry(nft, &mut transaction, entry)?;
             }
@@ -190,38 +190,6 @@ fn add_entry(nft: &mut Nft, transaction: &mut Transaction, entry: Chain) -> net:
         Some(_) => {}
     }
     Ok(())
-}
-
-/// The rules of POSTROUTING that lead to a chain with that many rules of its own.
-///
-/// POSTROUTING has a rule per pod, and reading takes 8 µs for each. But how many lead here, the kernel counts; and
-/// those that [`ensure_native`] made together with the chain have the handles after those of the chain and its rules,
-/// since the kernel numbers what is made in the order of the transaction. What stands at these handles is looked at.
-/// If it is not all that leads here, then somebody else made it, or later, and POSTROUTING is read after all.
-fn leading(
-    nft: &mut Nft,
-    entry: Chain,
-    chain: Chain,
-    state: ChainState,
-    own_rules: usize,
-) -> net::Result<Vec<nft::Rule>> {
-    let own_rules = own_rules as u64;
-    if let Some(expected) = u64::from(state.uses).checked_sub(own_rules) {
-        let first = state.handle + own_rules + 1;
-        let mut found = Vec::new();
-        for handle in first..first + expected {
-            match nft.rule(entry, handle)? {
-                Some(rule) if rule.leads_to(chain.name) => found.push(rule),
-                _ => break,
-            }
-        }
-        if found.len() as u64 == expected {
-            return Ok(found);
-        }
-    }
-    let mut rules = nft.rules(entry)?;
-    rules.retain(|rule| rule.leads_to(chain.name));
-    Ok(rules)
 }
 
 pub(super) fn ensure_legacy(rules: &Rules) -> Result<Ensured> {
@@ -278,7 +246,7 @@ pub(super) fn observe(nft: &mut Nft, attachment: &Attachment, sources: &[Prefix]
             Variant::Nft => {
                 let own = nft.rules(chain)?;
                 let entries = match nft.chain_state(chain)? {
-                    Some(state) => leading(nft, rules.native_entry(), chain, state, own.len())?,
+                    Some(state) => nft.rules_leading_to(chain, rules.native_entry(), state, own.len())?,
                     None => Vec::new(),
                 };
                 let has = |present: &[nft::Rule], rule: &Rule| {
@@ -337,7 +305,7 @@ fn remove_native(nft: &mut Nft, protocol: Protocol, chain: &str, entries: &[Rule
     let (chain, entry) = (table.chain(chain), table.chain(POSTROUTING));
     let Some(state) = nft.chain_state(chain)? else { return Ok(()) };
     let own_rules = nft.rules(chain)?.len();
-    let leading = leading(nft, entry, chain, state, own_rules)?;
+    let leading = nft.rules_leading_to(chain, entry, state, own_rules)?;
     let is = |found: &nft::Rule, rule: &Rule| found.consists_of(&rule.expressions(protocol));
     let (condemned, others) = condemned(leading, entries, is);
     let mut transaction = Transaction::new();
