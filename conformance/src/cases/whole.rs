@@ -52,6 +52,11 @@ fn whole() -> Value {
     with(one, json!({"type": "bridgehead"}))
 }
 
+/// What another pod has, so that all parts have something that pods share.
+fn other_port() -> Value {
+    json!({"portMappings": [{"hostPort": 9090, "containerPort": 80, "protocol": "tcp"}]})
+}
+
 fn call(config: Value, pod: &Pod) -> Call {
     let plugin = config["type"].as_str().unwrap_or_default().to_owned();
     let common = json!({"cniVersion": USUAL, "name": "net"});
@@ -117,7 +122,7 @@ fn a_part_that_fails_takes_all_with_it(host: &Sandbox) -> Result<()> {
     let pod = host.pod("p")?;
     // So that what pods share stays.
     let other = host.pod("other")?;
-    one(&other).id("c0").set("runtimeConfig", json!({})).add().run(host)?.result()?;
+    one(&other).id("c0").set("runtimeConfig", other_port()).add().run(host)?.result()?;
     let before = Snapshot::take(host, &[&pod])?;
     let keys = json!({"sysctl": {"net.ipv4.conf.IFNAME.there_is_no_such": "1"}});
     let answer = call(with(whole(), keys), &pod).add().run(host)?;
@@ -142,7 +147,7 @@ fn a_mistake_in_any_part_is_found_before_anything_is_made(host: &Sandbox) -> Res
 
 fn del_needs_neither_namespace_nor_result(host: &Sandbox) -> Result<()> {
     let other = host.pod("other")?;
-    one(&other).id("c0").set("runtimeConfig", json!({})).add().run(host)?.result()?;
+    one(&other).id("c0").set("runtimeConfig", other_port()).add().run(host)?.result()?;
     let before = Snapshot::take(host, &[])?;
     let pod = host.pod("p")?;
     one(&pod).add().run(host)?.result()?;
