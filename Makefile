@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
 # The plugin types, one hard link each. The same list as in src/registry.rs.
-PLUGINS := bandwidth bridge dhcp dummy firewall host-device host-local loopback macvlan portmap ptp sbr static tap tuning vrf
+PLUGINS := bandwidth bridge dhcp dummy firewall host-device host-local ipvlan loopback macvlan portmap ptp sbr static tap tuning vlan vrf
 
 BINDIR ?= /opt/cni/bin
 UNITDIR ?= /etc/systemd/system

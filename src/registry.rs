@@ -1,8 +1,8 @@
 //! All plugin types. Whoever adds one writes its file in `plugins/` and its line here.
 
 use crate::plugins::{
-    PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, loopback, macvlan, portmap, ptp, sbr,
-    tap, tuning, vrf, whole,
+    PluginType, bandwidth, bridge, dummy, firewall, host_device, ipam, ipvlan, loopback, macvlan, portmap,
+    ptp, sbr, tap, tuning, vlan, vrf, whole,
 };
 
 /// The plugin types, by name.
@@ -15,6 +15,7 @@ pub const PLUGINS: &[&PluginType] = &[
     &firewall::TYPE,
     &host_device::TYPE,
     &ipam::HOST_LOCAL,
+    &ipvlan::TYPE,
     &loopback::TYPE,
     &macvlan::TYPE,
     &portmap::TYPE,
@@ -23,6 +24,7 @@ pub const PLUGINS: &[&PluginType] = &[
     &ipam::STATIC,
     &tap::TYPE,
     &tuning::TYPE,
+    &vlan::TYPE,
     &vrf::TYPE,
 ];
 

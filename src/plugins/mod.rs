@@ -8,6 +8,7 @@ mod feature;
 pub mod firewall;
 pub mod host_device;
 pub mod ipam;
+pub mod ipvlan;
 pub mod loopback;
 pub mod macvlan;
 mod mtu;
@@ -17,6 +18,7 @@ pub mod sbr;
 mod sublink;
 pub mod tap;
 pub mod tuning;
+pub mod vlan;
 pub mod vrf;
 pub mod whole;
 

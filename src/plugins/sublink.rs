@@ -53,6 +53,8 @@ pub(super) enum Master {
     Named(String),
     /// That of the default route, at the moment of the ADD.
     OfDefaultRoute,
+    /// What the plugin before in the chain says, which is known on ADD only, and then by name.
+    OfChain,
 }
 
 /// Where addresses come from.
@@ -62,6 +64,8 @@ pub(super) enum Addresses {
     Nowhere,
     /// From an IPAM.
     Leased(Lease),
+    /// From the plugin before in the chain.
+    Given(CniResult),
 }
 
 /// What the master has and what follows from it, or what the result says.
@@ -108,6 +112,11 @@ impl Sublink {
         Self { mac, ..self }
     }
 
+    /// The same with the addresses, routes and DNS settings of the plugin before in the chain.
+    pub(super) fn with_addresses_of(self, before: CniResult) -> Self {
+        Self { addresses: Addresses::Given(before), ..self }
+    }
+
     /// The error of code 50 if an ADD could not be served now.
     pub(super) fn status(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         let what = format!("{} links ({})", self.settings.kind(), self.settings.option());
@@ -122,7 +131,7 @@ impl Sublink {
         }
         match &self.addresses {
             Addresses::Leased(lease) => ipam::status(lease, world),
-            Addresses::Nowhere => Ok(()),
+            Addresses::Nowhere | Addresses::Given(_) => Ok(()),
         }
     }
 
@@ -133,7 +142,7 @@ impl Sublink {
             Place::Pod => "the container (linkInContainer)",
         };
         let found = match &self.master {
-            Master::Nobody => return Ok(None),
+            Master::Nobody | Master::OfChain => return Ok(None),
             Master::Named(name) => self
                 .place
                 .link(name, world)?
@@ -182,10 +191,9 @@ impl Sublink {
         Ok(Facts { sandbox: sandbox(world)?, master: master.map(|link| link.name), mac, mtu })
     }
 
-    /// What the attachment is made of. `ipam` has the addresses and the routes.
-    fn resources(&self, ipam: &CniResult, facts: &Facts) -> Vec<Resource> {
-        let ifname = &self.attachment.ifname;
-        let mut resources = vec![Resource::Sublink(resource::Sublink {
+    /// The interface itself.
+    fn link(&self, facts: &Facts) -> Resource {
+        Resource::Sublink(resource::Sublink {
             attachment: self.attachment.clone(),
             sandbox: facts.sandbox.clone(),
             settings: self.settings,
@@ -193,7 +201,13 @@ impl Sublink {
             master: facts.master.clone(),
             mac: facts.mac,
             mtu: facts.mtu,
-        })];
+        })
+    }
+
+    /// What the attachment is made of. `ipam` has the addresses and the routes.
+    fn resources(&self, ipam: &CniResult, facts: &Facts) -> Vec<Resource> {
+        let ifname = &self.attachment.ifname;
+        let mut resources = vec![self.link(facts)];
         // Nothing else of these passes the host's netfilter.
         if matches!(self.settings, Settings::Ipvlan { mode: IpvlanMode::L3s }) && !ipam.ips.is_empty() {
             let addresses = ipam.ips.iter().map(|ip| ip.address.address()).collect();
@@ -211,7 +225,21 @@ impl Sublink {
             routes: decide_next_hops(ipam),
             detect_duplicates: self.detect_duplicates,
         }));
+        // An interface that comes up with its addresses announces them by itself.
+        if let Some(mac) = facts.mac.filter(|_| self.is_up_before_addresses()) {
+            let addresses = ipam.ips.iter().map(|ip| ip.address.address());
+            resources.push(Resource::Announcement(resource::Announcement {
+                ifname: ifname.clone(),
+                mac,
+                addresses: addresses.filter(|it| it.is_ipv4() || !self.detect_duplicates).collect(),
+            }));
+        }
         resources
+    }
+
+    /// Whether the IPAM is asked over the interface.
+    fn is_up_before_addresses(&self) -> bool {
+        matches!(&self.addresses, Addresses::Leased(lease) if lease.needs_link())
     }
 
     fn interface(&self, facts: &Facts) -> Interface {
@@ -234,7 +262,7 @@ impl Plugin for Sublink {
     fn lease(&self) -> Option<Lease> {
         match &self.addresses {
             Addresses::Leased(lease) => Some(lease.clone()),
-            Addresses::Nowhere => None,
+            Addresses::Nowhere | Addresses::Given(_) => None,
         }
     }
 
@@ -242,8 +270,17 @@ impl Plugin for Sublink {
         true
     }
 
+    fn links(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
+        let link = self.link(&self.look(world)?);
+        let up = resource::PodLinkUp { ifname: self.attachment.ifname.clone() };
+        Ok(vec![link, Resource::PodLinkUp(up)])
+    }
+
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
-        let mut ipam = leased;
+        let mut ipam = match &self.addresses {
+            Addresses::Given(before) => before.clone(),
+            Addresses::Leased(_) | Addresses::Nowhere => leased,
+        };
         if self.lease().is_some() && ipam.ips.is_empty() {
             return Err(CniError::config("ipam: IPAM plugin returned missing IP config").into());
         }
@@ -281,7 +318,7 @@ impl Plugin for Sublink {
             // What the default route was at the time of the ADD is not known any more.
             master: match &self.master {
                 Master::Named(name) => Some(name.clone()),
-                Master::Nobody | Master::OfDefaultRoute => None,
+                Master::Nobody | Master::OfDefaultRoute | Master::OfChain => None,
             },
             mac: interface.mac.parse().ok(),
             mtu: self.mtu.map_or(Mtu::Inherited(interface.mtu), Mtu::Fixed),

@@ -165,7 +165,8 @@ impl Sublink {
             settings: self.settings,
             master,
             netns,
-            mac: self.mac,
+            // One that is given a VLAN or an ipvlan would tie it to that, and it would not follow its master's.
+            mac: self.mac.filter(|_| self.has_own_mac()),
             mtu: match self.mtu {
                 Mtu::Fixed(mtu) => Some(mtu),
                 Mtu::Inherited(_) => None,
@@ -174,6 +175,15 @@ impl Sublink {
         });
         let rtnl = if is_from_host { world.host()? } else { world.pod()?.rtnl()? };
         Ok(rtnl.execute_one(request))
+    }
+
+    /// Whether it is born with a MAC address of its own. A passthru has its master's until it is given another.
+    fn has_own_mac(&self) -> bool {
+        match self.settings {
+            Settings::Macvlan { mode, .. } => mode != MacvlanMode::Passthru,
+            Settings::Dummy => true,
+            Settings::Ipvlan { .. } | Settings::Vlan { .. } => false,
+        }
     }
 
     fn complete(&self, world: &mut World<'_>) -> anyhow::Result<()> {
@@ -246,6 +256,9 @@ impl Sublink {
                 let msg = format!("this kernel has no {kind} links ({option}): {error}");
                 CniError::new(Code::MissingFeature, msg)
             }
+            (Errno::EOPNOTSUPP, settings) => {
+                conflict(format!("master: {master} cannot be the master of a {settings}: {error}"))
+            }
             _ => CniError::new(Code::Kernel, error.to_string()),
         }
     }
@@ -274,11 +287,6 @@ impl Sublink {
         } else if found.settings.is_none() && self.settings != Settings::Dummy {
             findings.push(Finding::differs(&object, self.settings, "in another mode"));
         }
-        if let (Some(want), Some(have)) = (self.mac, found.mac)
-            && want != have
-        {
-            findings.push(Finding::differs(format!("MAC address of {object}"), want, have));
-        }
         let master = match found.peer.filter(|_| self.settings != Settings::Dummy) {
             Some(index) => self.place.link_by_index(index, world)?,
             None => None,
@@ -289,6 +297,17 @@ impl Sublink {
                 let have = have.unwrap_or("none of that namespace");
                 findings.push(Finding::differs(format!("master of {object}"), want, have));
             }
+        }
+        // Those that share their master's address follow it, or not, if it changes.
+        let shared = match self.settings {
+            Settings::Vlan { .. } | Settings::Ipvlan { .. } => master.as_ref().and_then(|link| link.mac),
+            Settings::Macvlan { .. } | Settings::Dummy => None,
+        };
+        if let (Some(want), Some(have)) = (self.mac, found.mac)
+            && want != have
+            && shared != Some(have)
+        {
+            findings.push(Finding::differs(format!("MAC address of {object}"), want, have));
         }
         self.compare_mtu(&found, master.as_ref(), &object, &mut findings);
         Ok(findings)

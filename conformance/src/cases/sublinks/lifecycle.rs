@@ -419,6 +419,46 @@ pub(super) fn no_process_stays_behind<K: Kind>(host: &Sandbox) -> Result<()> {
     soon(|| equal("processes after DEL", host.processes()?, Vec::<String>::new()))
 }
 
+/// What an IPAM that speaks to the network sees of the pod's interface.
+const LOOK: &str = "nsenter --net=$CNI_NETNS ip -o link show eth0 > /run/scratch/seen-by-$CNI_COMMAND 2>&1
+case $CNI_COMMAND in ADD) echo '{\"cniVersion\": \"1.0.0\", \"ips\": [{\"address\": \"10.30.0.5/24\"}]}';; esac";
+
+fn with_looking_ipam<K: Kind>(host: &Sandbox, pod: &Pod) -> Result<Call> {
+    let directory = host.fake_plugin("ipam", "looks", LOOK)?;
+    let path = format!("{}:{}", host.plugins().display(), directory.display());
+    Ok(call::<K>("a", 0, pod, json!({"ipam": {"type": "looks"}})).env("CNI_PATH", &path))
+}
+
+pub(super) fn ipam_finds_the_interface_up<K: Kind>(host: &Sandbox) -> Result<()> {
+    uplink(host)?;
+    let pod = host.pod("a")?;
+    let call = with_looking_ipam::<K>(host, &pod)?;
+    let result = call.add().run(host)?.result()?;
+    let seen = fs::read_to_string("/run/scratch/seen-by-ADD")?;
+    contains("eth0 as the IPAM saw it", &seen, ",UP,LOWER_UP")?;
+    let mac = text_at(&result, "/interfaces/0/mac")?;
+    contains("eth0 as the IPAM saw it", &seen, mac)?;
+    equal("addresses", pod.addresses("eth0")?, ["10.30.0.5/24"])?;
+    call.check().prev(&result).run(host)?.silence()
+}
+
+/// Otherwise an address could not be given back over the network that it is from.
+pub(super) fn ipam_is_told_to_delete_while_the_interface_is_there<K: Kind>(host: &Sandbox) -> Result<()> {
+    uplink(host)?;
+    let pod = host.pod("a")?;
+    let call = with_looking_ipam::<K>(host, &pod)?;
+    for without_record in [false, true] {
+        call.add().run(host)?.result()?;
+        if without_record {
+            fs::remove_dir_all("/run/bridgehead/attachments")?;
+        }
+        call.del().run(host)?.silence()?;
+        contains("eth0 as the IPAM saw it", &fs::read_to_string("/run/scratch/seen-by-DEL")?, "UP")?;
+        equal("links in the pod", pod.link_names()?, ["lo"])?;
+    }
+    Ok(())
+}
+
 pub(super) fn gc_removes_all_but_the_valid<K: Kind>(host: &Sandbox) -> Result<()> {
     uplink(host)?;
     let all = (0..3)
