@@ -82,7 +82,7 @@ fn collect_one(
     let Some(claim) = place.try_to_claim()? else { return Ok(()) };
     let is_dead = match (&claim.record, valid) {
         _ if place.is_draft() => return claim.delete(),
-        _ if !resting.has(&claim) => false,
+        _ if !resting.has(&claim)? => false,
         (Some(record), Some(valid)) => !valid.contains(&record.attachment),
         (Some(record), None) => record.is_provably_dead(),
         // What cannot be understood is somebody's as long as somebody of that name is valid.

@@ -65,12 +65,13 @@ pub struct Resting(BTreeSet<(PathBuf, Option<u64>)>);
 
 impl Resting {
     /// Whether a claim is of what was there.
-    pub fn has(&self, claim: &Claim) -> bool {
+    ///
+    /// Errors: code 105 if its file cannot be looked at.
+    pub fn has(&self, claim: &Claim) -> Result<bool, CniError> {
+        let Some(path) = &claim.path else { return Ok(false) };
         let inode = claim.lock.as_ref().map(|lock| lock.file().metadata().map(|it| it.ino()));
-        match (&claim.path, inode.transpose()) {
-            (Some(path), Ok(inode)) => self.0.contains(&(path.clone(), inode)),
-            _ => false,
-        }
+        let inode = inode.transpose().map_err(|e| state_error("look at", path, &e))?;
+        Ok(self.0.contains(&(path.clone(), inode)))
     }
 }
 
