@@ -121,9 +121,9 @@ impl Lease {
                 Ok(Client::new(socket).allocate(request)?)
             }
             Source::Delegated { plugin } => {
-                let answer = delegate(plugin, Command::Add, request).map_err(|error| {
+                let answer = delegate(plugin, Command::Add, &self.attachment, request).map_err(|error| {
                     // It may have got half-way.
-                    match delegate(plugin, Command::Del, request) {
+                    match delegate(plugin, Command::Del, &self.attachment, request) {
                         // Where it cannot be executed, it says nothing new.
                         Err(e) if (e.code, &e.msg) != (error.code, &error.msg) => error
                             .also([format!("IPAM plugin {plugin}: DEL after its failed ADD: {e}").as_str()]),
@@ -157,7 +157,7 @@ impl Lease {
                 self.observe_dhcp(&Client::new(socket), request)?
             }
             Source::Delegated { plugin } => {
-                delegate(plugin, Command::Check, request)?;
+                delegate(plugin, Command::Check, &self.attachment, request)?;
                 Vec::new()
             }
         };
@@ -194,7 +194,7 @@ impl Lease {
                 Client::new(socket).release(world.request, &self.attachment, &world.state)?;
             }
             Source::Delegated { plugin } => {
-                delegate(plugin, Command::Del, world.request)?;
+                delegate(plugin, Command::Del, &self.attachment, world.request)?;
             }
         }
         Ok(())
@@ -231,7 +231,7 @@ impl Lease {
                 }
             }
             Source::Delegated { plugin } => {
-                delegate(plugin, Command::Gc, world.request)?;
+                delegate(plugin, Command::Gc, &self.attachment, world.request)?;
             }
         }
         Ok(())
@@ -280,12 +280,14 @@ impl Lease {
             }
             Source::Delegated { plugin } => {
                 // Without the plugin, or with one that cannot be executed, no ADD could be served either.
-                delegate(plugin, Command::Status, request).map_err(|error| match error.code {
-                    code if code == Code::Delegate as u32 => {
-                        CniError { code: Code::Unavailable as u32, ..error }
-                    }
-                    _ => error,
-                })?;
+                delegate(plugin, Command::Status, &self.attachment, request).map_err(
+                    |error| match error.code {
+                        code if code == Code::Delegate as u32 => {
+                            CniError { code: Code::Unavailable as u32, ..error }
+                        }
+                        _ => error,
+                    },
+                )?;
             }
         }
         Ok(())
@@ -323,7 +325,12 @@ fn is_this_file(program: &Path) -> bool {
 ///
 /// If it is this program as another plugin than an IPAM, it is not executed: it would do the same in its turn, and so
 /// on without end. Having given no address it has none to take back.
-fn delegate(plugin: &str, command: Command, request: &Request) -> Result<Option<Value>, CniError> {
+fn delegate(
+    plugin: &str,
+    command: Command,
+    attachment: &Attachment,
+    request: &Request,
+) -> Result<Option<Value>, CniError> {
     let is_ipam = matches!(plugin, HOST_LOCAL | STATIC | DHCP);
     if !is_ipam && invoke::find(plugin, &request.path).is_ok_and(|found| is_this_file(&found)) {
         return match command {
@@ -336,5 +343,5 @@ fn delegate(plugin: &str, command: Command, request: &Request) -> Result<Option<
         (Err(_), Command::Del) => DELEGATE_TIMEOUT,
         (timeout, _) => timeout?,
     };
-    invoke::delegate(plugin, command, request, deadline)
+    invoke::delegate(plugin, command, attachment, request, deadline)
 }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::spec::request::Environment;
-use crate::spec::{CniError, Code, Command, Request, json};
+use crate::spec::{Attachment, CniError, Code, Command, Request, json};
 
 /// How long a plugin may take unless its caller says otherwise. The kubelet gives a pod's sandbox four minutes.
 pub const DEADLINE: Duration = Duration::from_secs(240);
@@ -55,17 +55,23 @@ pub fn find(plugin_type: &str, directories: &[PathBuf]) -> Result<PathBuf, CniEr
     })
 }
 
-/// Executes another plugin on behalf of the one that runs: same configuration, same environment, the given verb.
+/// Executes another plugin on behalf of the one that runs: same configuration, same environment, the given verb. Where
+/// the one that runs is asked about none (GC), a DEL is about `attachment`.
 pub fn delegate(
     plugin_type: &str,
     command: Command,
+    attachment: &Attachment,
     request: &Request,
     deadline: Duration,
 ) -> Result<Option<Value>, CniError> {
-    let environment = Environment {
+    let mut environment = Environment {
         command: command.as_str().to_owned(),
         ..Environment::read(|name| std::env::var(name).ok())
     };
+    if command == Command::Del && environment.container_id.is_empty() {
+        environment.container_id.clone_from(&attachment.container_id);
+        environment.ifname.clone_from(&attachment.ifname);
+    }
     let program = find(plugin_type, &request.path)?;
     Invocation { program: &program, environment: &environment, stdin: &request.stdin, deadline }.run()
 }

@@ -29,6 +29,7 @@ cases! {
         loopback_knows_the_three_lists needs [TOOL];
         the_key_of_the_list_is_found_whatever_its_case needs [TOOL];
         an_entry_that_names_no_interface_is_refused needs [TOOL];
+        gc_gives_back_what_an_executed_ipam_gave needs [TOOL];
         gc_by_another_user_than_root_is_an_error needs [TOOL, Need::Program("setpriv")];
     }
 }
@@ -194,4 +195,23 @@ fn gc_by_another_user_than_root_is_an_error(host: &Sandbox) -> Result<()> {
     equal("exit status", finished.status.code(), Some(1))?;
     holds(finished.stdout.contains("root"), format!("the error does not name root: {}", finished.stdout))?;
     one.sound(host)
+}
+
+/// An IPAM that has to be executed is told of each pod that is gone, by the variables of a DEL.
+fn gc_gives_back_what_an_executed_ipam_gave(host: &Sandbox) -> Result<()> {
+    let directory = Path::new(SCRATCH).join("foreign");
+    fs::create_dir(&directory)?;
+    fs::copy(host.plugins().join("host-local"), directory.join("host-local"))?;
+    let path = format!("{}:{}", directory.display(), host.plugins().display());
+    let pods = [host.pod("gone")?, host.pod("kept")?];
+    let network = with(gateway4(), json!({"cniVersion": NEWEST}));
+    let [gone, kept] = ["gone", "kept"]
+        .map(|id| bridge(id, &pods[usize::from(id == "kept")], network.clone()).env("CNI_PATH", &path));
+    gone.add().run(host)?.result()?;
+    let result = kept.add().run(host)?.result()?;
+    let list = json!([{"containerID": "kept", "ifname": "eth0"}]);
+    kept.gc().set("cni.dev/valid-attachments", list).run(host)?.silence()?;
+    equal("leases", host.leases("net")?, ["10.20.0.3"])?;
+    holds(!record("bridge", "gone").exists(), "the record of the dead pod is there")?;
+    kept.check().prev(&result).run(host)?.silence()
 }

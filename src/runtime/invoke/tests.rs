@@ -140,9 +140,12 @@ fn a_delegate_gets_the_configuration_byte_for_byte() {
     let copy = scratch.path().join("stdin");
     std::fs::write(&copy, &stdin).unwrap();
     let request = Request::parse(Command::Check, &environment, stdin).unwrap();
-    let value = delegate("ipam", Command::Add, &request, DEADLINE).unwrap().unwrap();
+    let value = delegate("ipam", Command::Add, &request.attachment, &request, DEADLINE).unwrap().unwrap();
     let sum = std::process::Command::new("cksum").stdin(std::fs::File::open(copy).unwrap()).output().unwrap();
     assert_eq!(value["command"], "ADD");
     assert_eq!(value["sum"].as_str().unwrap(), String::from_utf8(sum.stdout).unwrap().trim());
-    assert_eq!(delegate("nonesuch", Command::Add, &request, DEADLINE).unwrap_err().code, 106);
+    assert_eq!(
+        delegate("nonesuch", Command::Add, &request.attachment, &request, DEADLINE).unwrap_err().code,
+        106
+    );
 }
