@@ -77,7 +77,8 @@ impl Lease {
 
     /// What an ADD answers: an address with its gateway, routes, name servers.
     ///
-    /// Option 121 takes the place of routers and of option 33 (RFC 3442); a next hop of zeros is none.
+    /// Option 121 takes the place of routers and of option 33 (RFC 3442). A next hop of zeros is none, and is told so, as
+    /// the reference does: its main plugins would take the gateway in place of one that is left out.
     pub fn result(&self, priority: Option<u32>) -> CniResult {
         let prefix = |address: Ipv4Addr, len| Prefix::new(IpAddr::V4(address), len);
         let gateway = self.options.addresses(code::ROUTERS).first().copied().map(IpAddr::V4);
@@ -89,7 +90,7 @@ impl Lease {
                 for (network, len, router) in list {
                     let Some(dst) = prefix(network, len) else { continue };
                     routes.push(match router.is_unspecified() {
-                        true => Route { scope: Some(SCOPE_LINK), ..Route::via(dst, None) },
+                        true => Route { scope: Some(SCOPE_LINK), ..Route::via(dst, Some(router.into())) },
                         false => Route::via(dst, Some(router.into())),
                     });
                 }
@@ -240,7 +241,7 @@ mod tests {
         let routes = lease(&[router, classless]).result(None).routes;
         let shown: Vec<String> =
             routes.iter().map(|r| format!("{} {:?} {:?}", r.dst, r.gw, r.scope)).collect();
-        assert_eq!(shown, ["192.0.2.0/24 Some(10.0.0.9) None", "11.0.0.0/8 None Some(253)"]);
+        assert_eq!(shown, ["192.0.2.0/24 Some(10.0.0.9) None", "11.0.0.0/8 Some(0.0.0.0) Some(253)"]);
         assert!(lease(&[]).result(None).routes.is_empty());
     }
 

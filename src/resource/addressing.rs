@@ -163,6 +163,8 @@ pub fn decide_next_hops(result: &spec::CniResult) -> Vec<spec::result::Route> {
     for route in &result.routes {
         let on_link = route.scope.is_some_and(|scope| scope >= 253);
         let gw = route.gw.or_else(|| if on_link { None } else { gateway_of(route.dst.is_ipv4()) });
+        // The IPAM dhcp of the reference says so that there is none.
+        let gw = gw.filter(|gw| !gw.is_unspecified());
         let route = spec::result::Route { gw, ..route.clone() };
         if !routes.contains(&route) {
             routes.push(route);

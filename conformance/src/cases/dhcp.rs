@@ -115,7 +115,7 @@ fn classless_routes_take_the_place_of_the_router(host: &Sandbox) -> Result<()> {
     same_json(
         "the routes",
         at(&pod.result, "/routes")?,
-        &json!([{"dst": "192.0.2.0/24", "gw": "10.88.0.9"}, {"dst": "198.51.100.0/24", "scope": 253}]),
+        &json!([{"dst": "192.0.2.0/24", "gw": "10.88.0.9"}, {"dst": "198.51.100.0/24", "gw": "0.0.0.0", "scope": 253}]),
     )?;
     let routes = pod.pod.run(&["ip", "route"])?;
     contains("routes of the pod", &routes, "192.0.2.0/24 via 10.88.0.9")?;
