@@ -37,8 +37,6 @@ fn damaged(host: &Sandbox, id: &str, damage: &Damage<'_>) -> Result<String> {
 }
 
 const FOUND_BY_ALL: &[Damage<'_>] = &[
-    ("no ingress limit", &["tc", "qdisc", "del", "dev", "LINK", "root"], "ingress limit (tbf)"),
-    ("no egress limit", &["tc", "qdisc", "del", "dev", "IFB", "root"], "egress limit (tbf)"),
     ("no ifb", &["ip", "link", "del", "IFB"], "is missing"),
     (
         "another rate",
@@ -59,6 +57,8 @@ const FOUND_BY_ALL: &[Damage<'_>] = &[
 ];
 
 const FOUND_BY_US: &[Damage<'_>] = &[
+    ("no ingress limit", &["tc", "qdisc", "del", "dev", "LINK", "root"], "ingress limit (tbf)"),
+    ("no egress limit", &["tc", "qdisc", "del", "dev", "IFB", "root"], "egress limit (tbf)"),
     ("no redirection", &["tc", "qdisc", "del", "dev", "LINK", "ingress"], "redirection of what host link"),
     ("no filter", &["tc", "filter", "del", "dev", "LINK", "ingress"], "redirection of what host link"),
     ("ifb down", &["ip", "link", "set", "IFB", "down"], "should be up and is down"),
