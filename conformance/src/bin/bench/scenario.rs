@@ -14,6 +14,9 @@ pub(crate) const MAX_PODS: usize = 10_000;
 /// The scenario that asks the kernel for no more than the floor does, and is judged by it.
 pub(crate) const BARE_ATTACHMENT: &str = "bridge, no NAT";
 
+/// What podman and others put on a node's conflist.
+const CHAIN: &str = "bridge+portmap+firewall+bandwidth+tuning";
+
 /// Where the NAT of a scenario has to show up in the kernel.
 #[derive(Clone, Copy)]
 pub(crate) enum Nat {
@@ -72,7 +75,7 @@ pub(crate) struct Scenario {
 pub(crate) fn all() -> Vec<Scenario> {
     use Family::{Dual, V4};
     let both: &[usize] = &[1, 8];
-    let chained = vec![bridge(Nat::Iptables, V4), portmap(), firewall(), bandwidth(), tuning()];
+    let chained = |nat| vec![bridge(nat, V4), portmap(nat), firewall(nat), bandwidth(), tuning()];
     vec![
         Scenario { name: "start-up (VERSION)", workload: Workload::Startup("bridge"), at_once: &[1] },
         Scenario {
@@ -85,7 +88,17 @@ pub(crate) fn all() -> Vec<Scenario> {
         attachments("bridge, nftables", vec![bridge(Nat::Nftables, V4)], Nat::Nftables, both),
         attachments("bridge, dual stack, iptables", vec![bridge(Nat::Iptables, Dual)], Nat::Iptables, both),
         attachments("bridge, dual stack, nftables", vec![bridge(Nat::Nftables, Dual)], Nat::Nftables, both),
-        attachments("bridge+portmap+firewall+bandwidth+tuning", chained, Nat::Iptables, &[1]),
+        attachments("ptp, iptables", vec![ptp(Nat::Iptables)], Nat::Iptables, &[1]),
+        attachments(
+            "bridge+portmap, nftables",
+            vec![bridge(Nat::Nftables, V4), portmap(Nat::Nftables)],
+            Nat::Nftables,
+            &[1],
+        ),
+        attachments(CHAIN, chained(Nat::Iptables), Nat::Iptables, both),
+        attachments("the same chain, nftables", chained(Nat::Nftables), Nat::Nftables, &[1]),
+        attachments("the same as one entry, iptables", vec![whole(Nat::Iptables)], Nat::Iptables, &[1]),
+        attachments("the same as one entry, nftables", vec![whole(Nat::Nftables)], Nat::Nftables, &[1]),
         reserved("host-local, 10 reservations", 10),
         reserved("host-local, 10000 reservations", 10_000),
     ]
@@ -121,22 +134,45 @@ fn bridge(nat: Nat, family: Family) -> Value {
         "type": "bridge", "bridge": "bench0", "isGateway": true, "isDefaultGateway": true,
         "ipam": host_local(family),
     });
-    let backend = match nat {
-        Nat::None => return config,
-        Nat::Iptables => "iptables",
-        Nat::Nftables => "nftables",
-    };
-    config["ipMasq"] = json!(true);
-    config["ipMasqBackend"] = json!(backend);
+    if !matches!(nat, Nat::None) {
+        config["ipMasq"] = json!(true);
+        config["ipMasqBackend"] = json!(backend(nat));
+    }
     config
 }
 
-fn portmap() -> Value {
-    json!({"type": "portmap", "backend": "iptables", "capabilities": {"portMappings": true}})
+fn ptp(nat: Nat) -> Value {
+    let mut config = bridge(nat, Family::V4);
+    config["type"] = json!("ptp");
+    config
 }
 
-fn firewall() -> Value {
-    json!({"type": "firewall", "backend": "iptables"})
+fn portmap(nat: Nat) -> Value {
+    json!({"type": "portmap", "backend": backend(nat), "capabilities": {"portMappings": true}})
+}
+
+fn firewall(nat: Nat) -> Value {
+    json!({"type": "firewall", "backend": backend(nat)})
+}
+
+/// The chain as one entry of a list, which only this suite has.
+fn whole(nat: Nat) -> Value {
+    let mut whole = bridge(nat, Family::V4);
+    for part in [portmap(nat), firewall(nat), bandwidth(), tuning()] {
+        if let (Some(whole), Value::Object(part)) = (whole.as_object_mut(), part) {
+            whole.extend(part);
+        }
+    }
+    whole["type"] = json!("bridgehead");
+    whole["firewall"] = json!(true);
+    whole
+}
+
+fn backend(nat: Nat) -> &'static str {
+    match nat {
+        Nat::Iptables => "iptables",
+        Nat::None | Nat::Nftables => "nftables",
+    }
 }
 
 fn bandwidth() -> Value {
