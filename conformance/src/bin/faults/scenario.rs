@@ -37,6 +37,10 @@ pub(crate) enum Plugin {
     Bridge,
     /// `bridge`, with a `host-local` that is another file and has to be executed.
     BridgeOfForeignIpam,
+    /// `bridgehead`, which does what a chain does: whatever a part of it leaves shows here.
+    Whole,
+    /// `ptp`
+    Ptp,
     /// `host-local` by itself.
     HostLocal,
     /// `static` by itself.
@@ -47,6 +51,18 @@ pub(crate) enum Plugin {
 
 const IPV4: &[&str] = &["10.20.0.0/24"];
 const DUAL: &[&str] = &["10.20.0.0/24", "fd20::/64"];
+
+/// The keys of all parts of a chain, in each back end.
+const CHAIN_IPTABLES: &str = r#"{
+    "ipMasq": true, "ipMasqBackend": "iptables", "backend": "iptables", "ingressPolicy": "same-bridge",
+    "ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 8000000, "egressBurst": 800000, "txQLen": 77,
+    "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}]}
+}"#;
+const CHAIN_NFTABLES: &str = r#"{
+    "ipMasq": true, "ipMasqBackend": "nftables", "backend": "nftables", "ingressPolicy": "same-bridge",
+    "ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 8000000, "egressBurst": 800000, "txQLen": 77,
+    "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}]}
+}"#;
 
 const fn scenario(name: &'static str, subnets: &'static [&'static str], keys: &'static str) -> Scenario {
     Scenario {
@@ -95,6 +111,10 @@ pub(crate) const ALL: &[Scenario] = &[
         .with_neighbour()
         .flushed(),
     scenario("foreign-ipam", DUAL, "{}").of(Plugin::BridgeOfForeignIpam).and(&[Verb::Gc]),
+    scenario("chain/iptables", IPV4, CHAIN_IPTABLES).of(Plugin::Whole).and(&[Verb::Gc, Verb::Restore]),
+    scenario("chain/nftables", IPV4, CHAIN_NFTABLES).of(Plugin::Whole).and(&[Verb::Gc, Verb::Restore]),
+    scenario("ptp/iptables", IPV4, r#"{"ipMasq": true, "ipMasqBackend": "iptables"}"#).of(Plugin::Ptp),
+    scenario("ptp/dual", DUAL, r#"{"ipMasq": true, "ipMasqBackend": "nftables"}"#).of(Plugin::Ptp),
     scenario("host-local", DUAL, "{}").of(Plugin::HostLocal).and(&[Verb::Gc]),
     scenario("static", &[], "{}").of(Plugin::Static),
     scenario("loopback", &[], "{}").of(Plugin::Loopback),
@@ -119,6 +139,8 @@ impl Scenario {
     pub(crate) fn file_name(&self) -> &'static str {
         match self.plugin {
             Plugin::Bridge | Plugin::BridgeOfForeignIpam => "bridge",
+            Plugin::Whole => "bridgehead",
+            Plugin::Ptp => "ptp",
             Plugin::HostLocal => "host-local",
             Plugin::Static => "static",
             Plugin::Loopback => "loopback",
@@ -143,6 +165,11 @@ impl Scenario {
     pub(crate) fn call(&self, host: &Sandbox, id: &str, pod: &Pod) -> Result<Call> {
         let call = match self.plugin {
             Plugin::Bridge | Plugin::BridgeOfForeignIpam => bridge(id, pod, self.network()),
+            Plugin::Whole | Plugin::Ptp => {
+                let config = json!({"cniVersion": NEWEST, "name": "net", "type": self.file_name()});
+                let network = with(config, self.network());
+                Call::new(self.file_name()).id(id).ifname("eth0").netns(pod).config(network)
+            }
             Plugin::HostLocal => host_local(id, pool(self.subnets)).netns(pod),
             Plugin::Static => fixed(json!({"addresses": [{"address": "10.20.0.2/24"}]})).id(id).netns(pod),
             Plugin::Loopback => {
@@ -156,6 +183,6 @@ impl Scenario {
 
     /// Whether a pod can be reached at the addresses of the result.
     pub(crate) fn has_link(&self) -> bool {
-        matches!(self.plugin, Plugin::Bridge | Plugin::BridgeOfForeignIpam)
+        matches!(self.plugin, Plugin::Bridge | Plugin::BridgeOfForeignIpam | Plugin::Whole | Plugin::Ptp)
     }
 }
