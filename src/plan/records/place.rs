@@ -82,7 +82,7 @@ impl Place {
 
     /// Claims what is here, and waits for a call that works on it. `None` if it is gone then.
     ///
-    /// Errors: as for [`Records::claim`].
+    /// Errors: as for [`super::Records::claim`].
     pub fn claim(&self) -> anyhow::Result<Option<Claim>> {
         self.claim_as(find(&self.path, Some(PATIENCE))?, None)
     }
