@@ -100,7 +100,11 @@ impl Store {
             file.write_all(&serde_json::to_vec(record)?)?;
             fs::rename(&aside, &path)
         };
-        write().map_err(|e| failed("write", &path, &e))
+        write().map_err(|e| {
+            // Nobody would read it.
+            let _ = fs::remove_file(&aside);
+            failed("write", &path, &e)
+        })
     }
 
     /// The record of an attachment. None where there is none, or one that nobody understands.

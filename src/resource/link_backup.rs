@@ -2,13 +2,14 @@
 //! `<directory>/<container>_<interface>.json`.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::private_file;
 use crate::net::netns::Identity;
 use crate::net::{Link, Mac};
 use crate::spec::json::get;
@@ -126,7 +127,7 @@ impl LinkBackup {
 
     /// Deletes it; that it is not there is fine.
     pub(super) fn delete(&self) -> Result<(), CniError> {
-        for path in [&self.draft(), &self.path] {
+        for path in [&private_file::draft_of(&self.path), &self.path] {
             match fs::remove_file(path) {
                 Ok(()) => {}
                 Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
@@ -153,25 +154,15 @@ impl LinkBackup {
         }
     }
 
-    fn draft(&self) -> PathBuf {
-        let mut name = self.path.as_os_str().to_owned();
-        name.push(":new");
-        name.into()
-    }
-
     /// Writes it, whole or not at all. The reference passes over the key `netns`.
     fn write(&self, attributes: &Attributes, netns: Identity) -> Result<(), CniError> {
         let mut document = json!(attributes);
         document["netns"] = json!(netns);
-        let draft = self.draft();
         let write = || -> io::Result<()> {
             if let Some(directory) = self.path.parent() {
                 DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             }
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
-            options.open(&draft)?.write_all(format!("{document:#}").as_bytes())?;
-            fs::rename(&draft, &self.path)
+            private_file::replace(&self.path, format!("{document:#}").as_bytes())
         };
         write().map_err(|e| failed("write", &self.path, &e))
     }

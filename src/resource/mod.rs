@@ -31,6 +31,7 @@ pub mod point_to_point;
 pub mod port_mappings;
 pub mod port_state;
 pub mod port_vlans;
+mod private_file;
 pub mod reserved_frames;
 mod share;
 pub mod source_routing;

@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,16 +16,13 @@ use anyhow::Result;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::super::{Ensured, FileLock, Finding, World};
+use super::super::{Ensured, FileLock, Finding, World, private_file};
 use crate::net::iptables::Transport;
 use crate::spec::{Attachment, CniError, Code};
 
 /// The directory, in the state directory, and the lock in it.
 const DIRECTORY: &str = "ports";
 const LOCK: &str = "lock";
-
-/// Ending of the name under which a file is written aside.
-const DRAFT: &str = ":new";
 
 /// Ports of one file.
 const PORTS: u16 = 64;
@@ -202,7 +199,7 @@ impl Claims {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name().into_string().ok();
-            names.extend(name.filter(|name| name != LOCK && !name.ends_with(DRAFT)));
+            names.extend(name.filter(|name| name != LOCK && !name.ends_with(private_file::DRAFT)));
         }
         Ok(names)
     }
@@ -241,17 +238,13 @@ impl Claims {
     /// Replaces a file, or removes it where nobody has a share.
     fn write(&self, name: &str, shares: &[Share]) -> Result<()> {
         let path = self.directory.join(name);
-        let outcome = if shares.is_empty() { remove(&path) } else { self.replace(name, &path, shares) };
+        let outcome = if shares.is_empty() { remove(&path) } else { replace(&path, shares) };
         Ok(outcome.map_err(|e| state_error("write", &path, &e))?)
     }
+}
 
-    fn replace(&self, name: &str, path: &Path, shares: &[Share]) -> io::Result<()> {
-        let draft = self.directory.join(format!("{name}{DRAFT}"));
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        options.open(&draft)?.write_all(&serde_json::to_vec(shares)?)?;
-        fs::rename(&draft, path)
-    }
+fn replace(path: &Path, shares: &[Share]) -> io::Result<()> {
+    private_file::replace(path, &serde_json::to_vec(shares)?)
 }
 
 /// How long to wait for the lock; DEL has to work with any configuration.

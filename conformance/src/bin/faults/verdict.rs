@@ -134,7 +134,7 @@ impl<'a> Stage<'a> {
         let log = format!("{SCRATCH}/points");
         if std::fs::create_dir(&directory).is_ok() {
             let own = std::env::current_exe()?;
-            for name in [self.scenario.file_name(), "bridgehead"] {
+            for name in std::collections::BTreeSet::from([self.scenario.file_name(), "bridgehead"]) {
                 symlinkat(&own, nix::fcntl::AT_FDCWD, format!("{directory}/{name}").as_str())?;
             }
         }
