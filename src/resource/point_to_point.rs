@@ -117,9 +117,9 @@ mod tests {
         assert_eq!(
             ways(&[("10.1.0.2/16", "10.1.0.1"), ("fd00::2/64", "fd00::1")]),
             [
-                "10.1.0.1/32 src 10.1.0.2",
+                "10.1.0.1/32 scope 253 src 10.1.0.2",
                 "10.1.0.0/16 via 10.1.0.1 src 10.1.0.2",
-                "fd00::1/128 src fd00::2",
+                "fd00::1/128 scope 253 src fd00::2",
                 "fd00::/64 via fd00::1 src fd00::2"
             ]
         );
@@ -129,12 +129,12 @@ mod tests {
     fn each_way_is_there_once() {
         assert_eq!(
             ways(&[("fd00::2/64", "fd00::1"), ("fd00::3/64", "fd00::1")]),
-            ["fd00::1/128 src fd00::2", "fd00::/64 via fd00::1 src fd00::2"]
+            ["fd00::1/128 scope 253 src fd00::2", "fd00::/64 via fd00::1 src fd00::2"]
         );
     }
 
     #[test]
     fn an_address_without_a_subnet_has_only_its_gateway() {
-        assert_eq!(ways(&[("10.1.0.2/32", "169.254.1.1")]), ["169.254.1.1/32 src 10.1.0.2"]);
+        assert_eq!(ways(&[("10.1.0.2/32", "169.254.1.1")]), ["169.254.1.1/32 scope 253 src 10.1.0.2"]);
     }
 }

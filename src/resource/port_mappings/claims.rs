@@ -205,6 +205,8 @@ impl Claims {
     }
 
     fn retain(&self, name: &str, stays: impl Fn(&Attachment, &Claim) -> bool) -> Result<()> {
+        // One that a killed call was writing names a pod, too.
+        let _ = remove(&private_file::draft_of(&self.directory.join(name)));
         let mut shares = self.read(name);
         let count = |shares: &[Share]| shares.iter().map(|share| share.claims.len()).sum::<usize>();
         let before = count(&shares);
