@@ -58,13 +58,19 @@ pub fn list_at<'a>(value: &'a Value, pointer: &str) -> Result<&'a Vec<Value>> {
     at(value, pointer)?.as_array().with_context(|| format!("{pointer} is not a list in {value}"))
 }
 
-/// Tries again for up to two seconds until the attempt succeeds: for what the kernel does in its own time.
+/// How long something may take that comes in its own time. Only a case that fails waits for all of it, so it is as
+/// long as the busiest machine needs.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Tries again until the attempt succeeds, as long as [`PATIENCE`]: for what the kernel does in its own time.
 pub fn soon<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
-            Err(error) if Instant::now() > deadline => return Err(error.context("not within two seconds")),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("not within {PATIENCE:?}")));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }

@@ -181,7 +181,7 @@ impl Pod {
     /// duplicate address detection.
     pub fn ping(&self, address: &str) -> Result<()> {
         let mut last = None;
-        for _ in 0..4 {
+        for _ in 0..9 {
             let finished = self.try_run(&["ping", "-n", "-c", "1", "-W", "1", address])?;
             if finished.status.success() {
                 return Ok(());

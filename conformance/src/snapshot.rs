@@ -98,7 +98,7 @@ impl Snapshot {
         Self { lines, known: self.known.clone(), notes: BTreeSet::new() }
     }
 
-    /// Everything is again as it was; waits up to two seconds, since the kernel removes links in its own time.
+    /// Everything is again as it was; waits for it, since the kernel removes links in its own time.
     pub fn restored(&self, host: &Sandbox, pods: &[&Pod]) -> Result<()> {
         soon(|| Self::take(host, pods)?.unchanged_since(self))
     }

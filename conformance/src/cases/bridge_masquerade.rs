@@ -260,22 +260,13 @@ fn both_interfaces_of_a_pod_are_masqueraded(host: &Sandbox) -> Result<()> {
     lacks("rules of the first", &ruleset(host)?, "10.20.0.2")
 }
 
-/// The address that a server in one namespace sees when a client in another connects; tries for four seconds.
+/// The address that a server in one namespace sees when a client in another connects.
 pub(super) fn seen(client: &Pod, server: &Pod, address: &str) -> Result<String> {
     let ip: IpAddr = address.parse()?;
     let listener = server.inside(|| TcpListener::bind(SocketAddr::new(ip, 0)))?.context("cannot listen")?;
     let target = listener.local_addr()?;
-    let connected = client.inside(|| {
-        let mut last = None;
-        for _ in 0..4 {
-            match TcpStream::connect_timeout(&target, Duration::from_secs(1)) {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = Some(error),
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Err(last)
-    })?;
+    let connected =
+        client.inside(|| soon(|| Ok(TcpStream::connect_timeout(&target, Duration::from_secs(1))?)))?;
     let Ok(_stream) = connected else {
         bail!("no connection from {} to {target}: {connected:?}", client.netns())
     };

@@ -1,7 +1,6 @@
 //! portmap: what it makes, refuses, finds missing, and removes.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -375,10 +374,7 @@ fn a_thousand_ports_at_once(host: &Sandbox) -> Result<()> {
         .map(|i| json!({"hostPort": 20000 + i, "containerPort": 1 + i, "protocol": "tcp"}))
         .collect();
     let call = portmap("a", &one, json!(mappings), back_end("nftables"));
-    let answer = call.add().run(host)?;
-    answer.result()?;
-    // The goal is 20 ms for a release build on a machine that does nothing else.
-    holds(answer.took() < Duration::from_secs(2), format!("it took {:?}", answer.took()))?;
+    call.add().run(host)?.result()?;
     contains("maps", &ruleset(host)?, "tcp . 20999 comment \"net/a/eth0\" : 10.20.0.2 . 1000")?;
     call.check().run(host)?.silence()?;
     call.add().run(host)?.result()?;

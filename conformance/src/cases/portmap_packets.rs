@@ -11,7 +11,7 @@ use super::cases;
 use super::networks::{Attachment, gateway4, gateway46, with};
 use super::portmap::{portmap, tcp};
 use crate::case::Need;
-use crate::expect::equal;
+use crate::expect::{PATIENCE, equal};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
 
@@ -48,9 +48,6 @@ cases! {
 }
 
 const BACK_ENDS: [&str; 2] = ["iptables", "nftables"];
-
-/// How long to wait for what should come.
-const PATIENCE: Duration = Duration::from_secs(4);
 
 /// How long to wait for what should not.
 const BRIEFLY: Duration = Duration::from_millis(500);
@@ -121,12 +118,12 @@ fn exchanged(client: &UdpSocket, target: &str, server: &UdpSocket) -> Result<Str
         client.send_to(b"question", target)?;
         let Ok((_, peer)) = server.recv_from(&mut buffer) else { continue };
         server.send_to(b"answer", peer)?;
-        let (len, from) = client.recv_from(&mut buffer).context("the answer does not come back")?;
+        let Ok((len, from)) = client.recv_from(&mut buffer) else { continue };
         equal("answer", &buffer[..len], b"answer")?;
         equal("where the answer comes from", from, target)?;
         return Ok(peer.ip().to_string());
     }
-    bail!("nothing that is sent to {target} reaches the server")
+    bail!("what is sent to {target} does not reach the server, or its answer does not come back")
 }
 
 /// A pod with a port of each back end: with iptables 8080, with nftables 8081, both to 80.

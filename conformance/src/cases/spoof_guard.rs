@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::cases;
 use super::networks::{Attachment, NEWEST, bridge, gateway4, gateway46, pool, with};
 use crate::case::Need;
-use crate::expect::{contains, equal, holds, lacks, text_at};
+use crate::expect::{contains, equal, holds, lacks, soon, text_at};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
 use frames::{ETHER_IPV4, UDP, ethernet, ipv4, tagged, udp};
@@ -112,7 +112,7 @@ fn pods_work(host: &Sandbox) -> Result<()> {
     for address in ["10.20.0.2", "fd20::2"] {
         host.ping(address)?;
         two.pod.ping(address)?;
-        let large = two.pod.try_run(&["ping", "-n", "-c", "1", "-W", "2", "-s", "6000", address])?;
+        let large = two.pod.try_run(&["ping", "-n", "-c", "1", "-W", "9", "-s", "6000", address])?;
         holds(large.status.success(), format!("{address} does not answer in fragments"))?;
     }
     let link = text_at(&one.pod.need_link("eth0")?, "/address")?.to_owned();
@@ -241,16 +241,19 @@ fn multicast_is_heard(host: &Sandbox) -> Result<()> {
     let ear = two.pod.inside(|| -> std::io::Result<UdpSocket> {
         let ear = UdpSocket::bind("0.0.0.0:5353")?;
         ear.join_multicast_v4(&[239, 1, 2, 3].into(), &[10, 20, 0, 3].into())?;
-        ear.set_read_timeout(Some(Duration::from_secs(2)))?;
+        ear.set_read_timeout(Some(Duration::from_millis(300)))?;
         Ok(ear)
     })??;
-    one.pod.inside(|| UdpSocket::bind("10.20.0.2:0")?.send_to(b"x", "239.1.2.3:5353"))??;
-    let (_, from) = ear.recv_from(&mut [0; 16]).context("a pod does not hear the group that it joined")?;
+    let mouth = one.pod.inside(|| UdpSocket::bind("10.20.0.2:0"))??;
+    let (_, from) = soon(|| {
+        mouth.send_to(b"x", "239.1.2.3:5353")?;
+        ear.recv_from(&mut [0; 16]).context("a pod does not hear the group that it joined")
+    })?;
     equal("sender", from.ip().to_string(), "10.20.0.2")
 }
 
 fn answers(pod: &Pod, from: &str, to: &str) -> Result<()> {
-    let answer = pod.try_run(&["ping", "-n", "-c", "1", "-W", "2", "-I", from, to])?;
+    let answer = pod.try_run(&["ping", "-n", "-c", "1", "-W", "9", "-I", from, to])?;
     holds(answer.status.success(), format!("{to} does not answer to {from}"))
 }
 

@@ -80,7 +80,7 @@ fn a_silent_server_is_an_error_in_time(host: &Sandbox) -> Result<()> {
 
 fn del_ends_an_add_that_waits(host: &Sandbox) -> Result<()> {
     let server = Server::start(host, LONG, &[])?;
-    let _daemon = Daemon::start(host, &[])?;
+    let _daemon = Daemon::start(host, &["-resendmax", "300ms"])?;
     server.be(Mood::Silent);
     let pod = host.pod("pod1")?;
     host.ip_set("link add port0 type veth peer name eth0 netns pod1")?;

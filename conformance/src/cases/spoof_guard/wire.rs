@@ -9,10 +9,8 @@ use anyhow::{Context, Result, bail};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::expect::PATIENCE;
 use crate::pod::Pod;
-
-/// How long a frame that was sent may be on its way.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long those are waited for that should not come, after one came that was sent behind them.
 const GRACE: Duration = Duration::from_millis(30);
