@@ -12,6 +12,7 @@
 //! * [`ipam`]: ranges of addresses, and the store that says which are taken.
 //! * [`dhcp`]: leases of a DHCP server, the daemon that keeps them, and its client.
 //! * [`resource`]: what an attachment is made of, one file per resource.
+//! * [`private_file`]: files of state, whole or not at all.
 //! * [`plan`]: the three loops over resources, the journal, the records.
 //! * [`plugins`]: one file per kind of plugin; [`registry`] lists them, [`dispatch`] serves a call.
 //! * [`runtime`]: the caller's half of the protocol: conflists, chains, the result cache, executing plugins.
@@ -24,6 +25,7 @@ pub mod logger;
 pub mod net;
 pub mod plan;
 pub mod plugins;
+pub mod private_file;
 pub mod registry;
 pub mod resource;
 pub mod runtime;

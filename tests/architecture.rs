@@ -7,15 +7,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module and those that it may use. `spec` and `net` know nobody; nobody is known by `tool`.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("spec", &[]),
     ("net", &[]),
     ("logger", &[]),
+    ("private_file", &[]),
     ("ipam", &["spec"]),
     ("runtime", &["spec"]),
-    ("dhcp", &["net", "spec"]),
-    ("resource", &["net", "dhcp", "ipam", "runtime", "spec"]),
-    ("plan", &["resource", "net", "spec"]),
+    ("dhcp", &["net", "private_file", "spec"]),
+    ("resource", &["net", "private_file", "dhcp", "ipam", "runtime", "spec"]),
+    ("plan", &["resource", "net", "private_file", "spec"]),
     ("plugins", &["plan", "resource", "net", "dhcp", "ipam", "spec"]),
     ("registry", &["plugins"]),
     ("dispatch", &["registry", "plugins", "plan", "resource", "spec"]),

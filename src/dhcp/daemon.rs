@@ -422,7 +422,13 @@ impl Daemon {
             .map_err(kernel)?;
         let result = record.lease.result(conf.priority);
         log::info!("{}: {} from {}", record.attachment, record.lease.address, record.lease.server);
-        self.store.write(&record)?;
+        if let Err(error) = self.store.write(&record) {
+            // Nobody would know of it after this daemon.
+            if let Err(e) = self.release(&record) {
+                log::warn!("{}: {e:#}", record.attachment);
+            }
+            return Err(error);
+        }
         held.record.replace(Some(record));
         self.keep(held);
         Ok(result)

@@ -1,18 +1,18 @@
 //! The leases that a daemon keeps, in files: one each, below a directory for each socket.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::libc::O_NOFOLLOW;
 use serde::{Deserialize, Serialize};
 
 use super::exchange::{self, Identity};
 use super::lease::Lease;
 use crate::net::netns::Identity as NetnsIdentity;
 use crate::net::{Netns, sysctl};
+use crate::private_file::{self, draft_of, remove_whatever};
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, CniError, Code};
 
@@ -91,20 +91,11 @@ impl Store {
     /// Writes a record: aside, then in place of the one that was there.
     pub fn write(&self, record: &Record) -> Result<(), CniError> {
         let path = self.path(&record.attachment);
-        let aside = path.with_extension("new");
-        let write = || {
+        let write = || -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(O_NOFOLLOW);
-            let mut file = options.open(&aside)?;
-            file.write_all(&serde_json::to_vec(record)?)?;
-            fs::rename(&aside, &path)
+            private_file::replace(&path, &serde_json::to_vec(record)?)
         };
-        write().map_err(|e| {
-            // Nobody would read it.
-            let _ = fs::remove_file(&aside);
-            failed("write", &path, &e)
-        })
+        write().map_err(|e| failed("write", &path, &e))
     }
 
     /// The record of an attachment. None where there is none, or one that nobody understands.
@@ -126,7 +117,7 @@ impl Store {
                 Some(record) => records.push(record),
                 None => {
                     log::warn!("{}: no lease of this boot, and removed", path.display());
-                    fs::remove_file(&path).map_err(|e| failed("remove", &path, &e))?;
+                    remove_whatever(&path).map_err(|e| failed("remove", &path, &e))?;
                 }
             }
         }
@@ -136,16 +127,19 @@ impl Store {
     /// Removes a record; that it is not there is fine.
     pub fn remove(&self, attachment: &Attachment) -> Result<(), CniError> {
         let path = self.path(attachment);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(failed("remove", &path, &e)),
-            _ => Ok(()),
+        // Beside it there may be one that a killed daemon was writing.
+        for path in [&draft_of(&path), &path] {
+            match remove_whatever(path) {
+                Err(e) if e.kind() != ErrorKind::NotADirectory => return Err(failed("remove", path, &e)),
+                _ => {}
+            }
         }
+        Ok(())
     }
 }
 
 fn read(path: &Path) -> Option<Record> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(O_NOFOLLOW).open(path).ok()?;
+    let file = private_file::open(path).ok()?;
     let record: Record = serde_json::from_reader(std::io::BufReader::new(file)).ok()?;
     (sysctl::boot_id().ok()? == record.boot).then_some(record)
 }

@@ -21,10 +21,11 @@ use std::time::Duration;
 use log::warn;
 
 use super::record::Record;
+use crate::private_file::{self, DRAFT, draft_of, remove_whatever};
 use crate::resource::{FileLock, StateDirectory};
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, CniError, Code};
-use found::{Found, close_to_others, find, names_in, remove_whatever, state_error, write_private};
+use found::{Found, close_to_others, find, names_in, state_error};
 pub use place::Place;
 
 /// Longest name that a file may have (`NAME_MAX` of linux/limits.h).
@@ -32,9 +33,6 @@ const NAME_MAX: usize = 255;
 
 /// Longest wait for another call about the same attachment. Runtimes make none at once.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Ending of the name under which a record is written aside.
-const DRAFT: &str = ":new";
 
 /// The directory of all records, in the state directory.
 const ATTACHMENTS: &str = "attachments";
@@ -225,16 +223,10 @@ impl Records {
                 .join(file_name(&record.attachment)),
         };
         let draft = draft_of(&path);
-        let written = write_private(&draft, &bytes).and_then(|file| {
+        let written = private_file::create(&draft, &bytes).and_then(|file| {
             // Nobody else knows of it, so it can be had at once.
             let lock = FileLock::take_now(file)?;
-            match fs::rename(&draft, &path) {
-                Err(e) if e.kind() == ErrorKind::IsADirectory => {
-                    remove_whatever(&path)?;
-                    fs::rename(&draft, &path)?;
-                }
-                outcome => outcome?,
-            }
+            private_file::put_into_place(&draft, &path)?;
             Ok(lock)
         });
         // Whether it is there or not: a rename that failed may have been done.
@@ -325,12 +317,6 @@ fn file_name(attachment: &Attachment) -> String {
         return format!("{}:{ifname}", sha512_hex(&[container_id], 64));
     }
     name
-}
-
-fn draft_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(DRAFT);
-    name.into()
 }
 
 fn is_draft(name: &std::ffi::OsStr) -> bool {

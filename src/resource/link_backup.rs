@@ -1,17 +1,17 @@
 //! What a pod's link was before it was tuned, in the file that the reference's `tuning` writes and reads:
 //! `<directory>/<container>_<interface>.json`.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::DirBuilder;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::private_file;
 use crate::net::netns::Identity;
 use crate::net::{Link, Mac};
+use crate::private_file;
 use crate::spec::json::get;
 use crate::spec::{Attachment, CniError, Code};
 
@@ -128,21 +128,16 @@ impl LinkBackup {
     /// Deletes it; that it is not there is fine.
     pub(super) fn delete(&self) -> Result<(), CniError> {
         for path in [&private_file::draft_of(&self.path), &self.path] {
-            match fs::remove_file(path) {
-                Ok(()) => {}
-                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
-                Err(e) => return Err(failed("delete", path, &e)),
+            match private_file::remove_whatever(path) {
+                Err(e) if e.kind() != ErrorKind::NotADirectory => return Err(failed("delete", path, &e)),
+                _ => {}
             }
         }
         Ok(())
     }
 
     fn document(&self) -> Option<Map<String, Value>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
-            .open(&self.path)
-            .ok()?;
+        let file = private_file::open(&self.path).ok()?;
         let mut bytes = Vec::new();
         io::Read::read_to_end(&mut io::Read::take(file, MAX_BYTES), &mut bytes).ok()?;
         match serde_json::from_slice(&bytes) {

@@ -31,7 +31,6 @@ pub mod point_to_point;
 pub mod port_mappings;
 pub mod port_state;
 pub mod port_vlans;
-mod private_file;
 pub mod reserved_frames;
 mod share;
 pub mod source_routing;

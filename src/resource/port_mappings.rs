@@ -252,7 +252,11 @@ pub(super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> 
 }
 
 fn collect_claims(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Result<()> {
-    let owners = Claims::lock(world)?.owners()?;
+    let owners = {
+        let claims = Claims::lock(world)?;
+        claims.remove_drafts()?;
+        claims.owners()?
+    };
     let mut found: Vec<Attachment> = owners.into_iter().filter(|owner| owner.network == network).collect();
     if !found.is_empty() {
         let kept = kept()?;

@@ -36,6 +36,7 @@ mod bridge_masquerade;
 mod chained;
 mod delegation;
 mod dhcp;
+mod drafts;
 mod environment;
 mod firewall;
 mod firewall_firewalld;
@@ -145,6 +146,7 @@ pub fn all() -> Vec<Case> {
         firewall_firewalld::CASES,
         flushed::CASES,
         records::CASES,
+        drafts::CASES,
         gc::CASES,
         state_directory::CASES,
         portmap::CASES,

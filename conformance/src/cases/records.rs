@@ -17,7 +17,7 @@ use crate::sandbox::{SCRATCH, Sandbox};
 pub(super) const TOOL: Need = Need::Plugin("bridgehead");
 
 /// Where the suite keeps what belongs to this boot.
-const STATE: &str = "/run/bridgehead";
+pub(super) const STATE: &str = "/run/bridgehead";
 
 cases! {
     "records/damaged" {
@@ -50,7 +50,7 @@ pub(super) fn record(plugin: &str, id: &str) -> PathBuf {
     Path::new(STATE).join("attachments").join(plugin).join("net").join(format!("{id}:eth0"))
 }
 
-fn draft(path: &Path) -> PathBuf {
+pub(super) fn draft(path: &Path) -> PathBuf {
     PathBuf::from(format!("{}:new", path.display()))
 }
 

@@ -20,7 +20,7 @@ const TUNING: Need = Need::Plugin("tuning");
 const TOOL: Need = Need::Plugin("bridgehead");
 
 /// Where the file is that says what a link was.
-const BACKUP: &str = "/run/cni/tuning/c1_eth0.json";
+pub(super) const BACKUP: &str = "/run/cni/tuning/c1_eth0.json";
 
 cases! {
     "tuning/link" {

@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use log::{debug, warn};
 use nix::libc;
 
 use crate::plan::record::Record;
+use crate::private_file;
 use crate::resource::FileLock;
 use crate::spec::{CniError, Code};
 
@@ -55,9 +56,7 @@ pub(super) fn names_in(directory: &Path) -> anyhow::Result<Vec<OsString>> {
 
 /// Opens a file, never through a symbolic link and never waiting for the other end of a FIFO; `None` for a link.
 pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
-    let mut options = fs::OpenOptions::new();
-    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
-    match options.open(path) {
+    match private_file::open(path) {
         // A symbolic link; a socket.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => Ok(None),
         outcome => outcome.map(Some),
@@ -110,33 +109,6 @@ pub(super) fn read(path: &Path, file: &File, metadata: &fs::Metadata) -> anyhow:
             warn!("{} is no attachment's record and is passed over: {e}", path.display());
             Ok(None)
         }
-    }
-}
-
-/// Writes a file that is not there yet, in place of whatever is.
-pub(super) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let mut file = match options.open(path) {
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            remove_whatever(path)?;
-            options.open(path)?
-        }
-        outcome => outcome?,
-    };
-    file.write_all(bytes)?;
-    Ok(file)
-}
-
-/// Removes a file, a symbolic link itself, or a directory with all that is in it; nothing there is fine.
-pub(super) fn remove_whatever(path: &Path) -> io::Result<()> {
-    let removed = match fs::remove_file(path) {
-        Err(e) if e.kind() == ErrorKind::IsADirectory => fs::remove_dir_all(path),
-        outcome => outcome,
-    };
-    match removed {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        outcome => outcome,
     }
 }
 

@@ -5,6 +5,7 @@
 //! kernel's rules, on a tmpfs. A file that cannot be understood counts as empty: it costs a port its protection, and
 //! nobody his attachment.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -16,8 +17,9 @@ use anyhow::Result;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::super::{Ensured, FileLock, Finding, World, private_file};
+use super::super::{Ensured, FileLock, Finding, World};
 use crate::net::iptables::Transport;
+use crate::private_file::{self, DRAFT, draft_of, remove_whatever};
 use crate::spec::{Attachment, CniError, Code};
 
 /// The directory, in the state directory, and the lock in it.
@@ -194,19 +196,31 @@ impl Claims {
         Ok(names.iter().flat_map(|name| self.read(name)).map(|share| share.owner).collect())
     }
 
-    fn names(&self) -> Result<Vec<String>> {
+    /// The names of all files, also of those of which there is only what a killed call was writing.
+    fn names(&self) -> Result<BTreeSet<String>> {
         let failed = |e: io::Error| state_error("list", &self.directory, &e);
-        let mut names = Vec::new();
+        let mut names = BTreeSet::new();
         for entry in fs::read_dir(&self.directory).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name().into_string().ok();
-            names.extend(name.filter(|name| name != LOCK && !name.ends_with(private_file::DRAFT)));
+            let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
+            if name != LOCK {
+                names.insert(name.strip_suffix(DRAFT).unwrap_or(&name).to_owned());
+            }
         }
         Ok(names)
     }
 
+    /// Removes what killed calls were writing; it names pods, too.
+    pub(super) fn remove_drafts(&self) -> Result<()> {
+        self.names()?.iter().try_for_each(|name| self.remove_draft(name))
+    }
+
+    fn remove_draft(&self, name: &str) -> Result<()> {
+        let draft = draft_of(&self.directory.join(name));
+        Ok(remove_whatever(&draft).map_err(|e| state_error("remove", &draft, &e))?)
+    }
+
     fn retain(&self, name: &str, stays: impl Fn(&Attachment, &Claim) -> bool) -> Result<()> {
-        // One that a killed call was writing names a pod, too.
-        let _ = remove(&private_file::draft_of(&self.directory.join(name)));
+        self.remove_draft(name)?;
         let mut shares = self.read(name);
         let count = |shares: &[Share]| shares.iter().map(|share| share.claims.len()).sum::<usize>();
         let before = count(&shares);
@@ -223,10 +237,8 @@ impl Claims {
     fn read(&self, name: &str) -> Vec<Share> {
         let path = self.directory.join(name);
         let read = || -> io::Result<Vec<Share>> {
-            let mut options = OpenOptions::new();
-            let file = options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path)?;
             let mut bytes = Vec::new();
-            file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+            private_file::open(&path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
             serde_json::from_slice(&bytes).map_err(|e| io::Error::new(ErrorKind::InvalidData, e))
         };
         read().unwrap_or_else(|e| {
@@ -240,26 +252,19 @@ impl Claims {
     /// Replaces a file, or removes it where nobody has a share.
     fn write(&self, name: &str, shares: &[Share]) -> Result<()> {
         let path = self.directory.join(name);
-        let outcome = if shares.is_empty() { remove(&path) } else { replace(&path, shares) };
+        let outcome = match shares {
+            [] => remove_whatever(&path),
+            _ => serde_json::to_vec(shares)
+                .map_err(io::Error::from)
+                .and_then(|bytes| private_file::replace(&path, &bytes)),
+        };
         Ok(outcome.map_err(|e| state_error("write", &path, &e))?)
     }
-}
-
-fn replace(path: &Path, shares: &[Share]) -> io::Result<()> {
-    private_file::replace(path, &serde_json::to_vec(shares)?)
 }
 
 /// How long to wait for the lock; DEL has to work with any configuration.
 fn patience(world: &World<'_>) -> std::time::Duration {
     world.request.config.lock_timeout().unwrap_or(crate::spec::config::LOCK_TIMEOUT)
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        // Not there, or somebody else's directory, which means nothing.
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => Ok(()),
-        outcome => outcome,
-    }
 }
 
 fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {

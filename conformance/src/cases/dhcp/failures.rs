@@ -1,7 +1,9 @@
 //! What happens where there is no daemon, no server, or the wrong one, and what is given back then.
 
+use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 use super::server::{Daemon, Mood, SOCKET, Server};
 use super::{DHCP, LONG, OURS, network};
 use crate::cases::cases;
+use crate::cases::drafts::{names, occupy};
 use crate::cases::networks::{Attachment, NEWEST, bridge};
 use crate::expect::{contains, equal, holds, soon};
 use crate::sandbox::Sandbox;
@@ -29,6 +32,9 @@ cases! {
         wrong_flags_are_refused needs [DHCP, OURS];
         a_second_daemon_is_refused needs [DHCP, OURS];
         what_a_dead_daemon_left_is_replaced needs [DHCP, OURS];
+        what_a_killed_daemon_was_writing_goes_with_the_lease needs [DHCP, OURS];
+        whatever_stands_among_leases_is_in_nobodys_way needs [DHCP, OURS];
+        a_lease_that_cannot_be_kept_is_given_back needs [DHCP, OURS];
     }
 }
 
@@ -193,4 +199,75 @@ fn what_a_dead_daemon_left_is_replaced(host: &Sandbox) -> Result<()> {
     drop(daemon);
     holds(std::path::Path::new(SOCKET).exists(), "a daemon that was killed has removed its socket")?;
     Daemon::start(host, &[])?.stop()
+}
+
+/// The directory of the daemon's leases.
+fn leases() -> Result<PathBuf> {
+    let all = Path::new("/run/bridgehead/dhcp");
+    let only = names(all)?.pop().context("the daemon has no directory")?;
+    Ok(all.join(only))
+}
+
+fn what_a_killed_daemon_was_writing_goes_with_the_lease(host: &Sandbox) -> Result<()> {
+    let _server = Server::start(host, LONG, &[])?;
+    let mut daemon = Daemon::start(host, &[])?;
+    for restarts in [false, true] {
+        let pod = Attachment::new(host, "pod1", network(json!({})))?;
+        let directory = leases()?;
+        let kept = names(&directory)?;
+        let name = kept.first().context("no lease is kept")?;
+        fs::copy(directory.join(name), directory.join(format!("{name}:new")))?;
+        if restarts {
+            drop(daemon);
+            daemon = Daemon::start(host, &[])?;
+            equal("files of a new daemon", names(&directory)?, kept)?;
+            pod.sound(host)?;
+        }
+        pod.del(host)?;
+        equal("files after DEL", names(&directory)?, Vec::<String>::new())?;
+        pod.pod.remove()?;
+    }
+    Ok(())
+}
+
+fn whatever_stands_among_leases_is_in_nobodys_way(host: &Sandbox) -> Result<()> {
+    let _server = Server::start(host, LONG, &[])?;
+    let daemon = Daemon::start(host, &[])?;
+    let pod = Attachment::new(host, "pod1", network(json!({})))?;
+    let directory = leases()?;
+    let name = names(&directory)?.pop().context("no lease is kept")?;
+    drop(daemon);
+    for damage in [
+        "mkdir -p $0/inside; echo > $0/inside/file",
+        "mkfifo $0",
+        "ln -s /etc/passwd $0",
+        "echo nonsense > $0",
+    ] {
+        for target in [name.clone(), format!("{name}:new")] {
+            let what = format!("{damage} ({target})");
+            let path = directory.join(&target).to_string_lossy().into_owned();
+            host.run(&["sh", "-c", &format!("rm -f $0; {damage}"), &path])?;
+            let _daemon = Daemon::start(host, &[]).with_context(|| what.clone())?;
+            pod.del(host).with_context(|| what.clone())?;
+            equal(format!("files after {what}"), names(&directory)?, Vec::<String>::new())?;
+            let result = pod.call.add().run(host)?.result().with_context(|| what.clone())?;
+            pod.call.check().prev(&result).run(host)?.silence().with_context(|| what.clone())?;
+        }
+    }
+    Ok(())
+}
+
+fn a_lease_that_cannot_be_kept_is_given_back(host: &Sandbox) -> Result<()> {
+    let server = Server::start(host, LONG, &[])?;
+    let _daemon = Daemon::start(host, &[])?;
+    let pod = Attachment::new(host, "pod1", network(json!({})))?;
+    let directory = leases()?;
+    let name = names(&directory)?.pop().context("no lease is kept")?;
+    pod.del(host)?;
+    soon(|| equal("releases", server.heard(7).len(), 1))?;
+    occupy(host, &directory.join(&name))?;
+    let refusal = pod.call.add().run(host)?.refusal()?;
+    contains("the error", &refusal.text(), &name)?;
+    equal("files", names(&directory)?, [name])?;
+    soon(|| equal("releases", server.heard(7).len(), 2))
 }
