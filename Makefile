@@ -205,6 +205,17 @@ reference: ## fetch Debian's newest reference plugins into target/, to compare w
 	dpkg -x "$$work"/*.deb '$(CARGO_TARGET_DIR)/reference'; \
 	echo "In $(FETCHED_PLUGINS), and compared with from now on: $$(basename "$$work"/*.deb)"
 
+# The runtimes are not installed: they are in root file systems of their own, below target/.
+INTEROP_NEEDS := mmdebstrap:mmdebstrap unshare:util-linux
+
+.PHONY: interop
+interop: ## root: containerd, podman and others with the plugins, each on a node of its own; ONLY=SUITE/CASE; COMPARE=yes: the reference too
+	$(need_root)
+	$(call install_packages,$(INTEROP_NEEDS),Fetching Debian releases with container runtimes)
+	@$(MAKE) --no-print-directory stage
+	interop/run --plugins '$(STAGE)' --roots '$(CARGO_TARGET_DIR)/interop' \
+	    $(if $(ONLY),--only '$(ONLY)') $(if $(COMPARE),--compare)
+
 .PHONY: lint
 lint: ## formatting, clippy, documentation, shell scripts: no warning passes
 	$(call install_packages,$(FUZZ_NEEDS),Building the fuzz targets)
@@ -221,7 +232,7 @@ lint: ## formatting, clippy, documentation, shell scripts: no warning passes
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' \
 	    cargo doc --workspace --no-deps --locked --document-private-items
 	@if command -v shellcheck >/dev/null; then \
-	    shellcheck demo/private-host demo/run.sh fuzz/run test-configs/attach-each tests/install vm/base vm/init vm/run .ci/run; \
+	    shellcheck demo/private-host demo/run.sh fuzz/run interop/root interop/run interop/sandbox test-configs/attach-each tests/install vm/base vm/init vm/run .ci/run; \
 	else \
 	    echo "There is no shellcheck here; the shell scripts were not looked at."; \
 	fi
