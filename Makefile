@@ -9,6 +9,7 @@ SHELL := /bin/bash
 PLUGINS := bandwidth bridge dhcp dummy firewall host-device host-local ipvlan loopback macvlan portmap ptp sbr static tap tuning vlan vrf
 
 BINDIR ?= /opt/cni/bin
+NETAVARKDIR ?= /usr/lib/netavark
 UNITDIR ?= /etc/systemd/system
 DESTDIR ?=
 
@@ -101,6 +102,19 @@ uninstall: ## remove what install has put there
 	    if [ "$$dir/$$name" -ef "$$dir/bridgehead" ]; then rm "$$dir/$$name"; fi; \
 	done; \
 	rm -f "$$dir/bridgehead"
+
+# A symbolic link, so that a new version of the file is one here, too.
+.PHONY: install-netavark
+install-netavark: ## podman 5 and later: a link to the installed file where netavark looks for plugins (NETAVARKDIR=/usr/lib/netavark)
+	@if [ ! -x '$(DESTDIR)$(BINDIR)/bridgehead' ]; then $(MAKE) --no-print-directory install; fi
+	@dir='$(DESTDIR)$(NETAVARKDIR)'; \
+	mkdir -p "$$dir"; \
+	ln -s -f -n '$(BINDIR)/bridgehead' "$$dir/bridgehead"; \
+	echo "$$dir/bridgehead -> $(BINDIR)/bridgehead. Now: podman network create -d bridgehead NAME"
+
+.PHONY: uninstall-netavark
+uninstall-netavark: ## remove what install-netavark has put there
+	@link='$(DESTDIR)$(NETAVARKDIR)/bridgehead'; if [ -L "$$link" ]; then rm "$$link"; fi
 
 # Only on request: whoever has no systemd needs none, nor who has no firewall that flushes what is not its own, and no
 # network with DHCP.

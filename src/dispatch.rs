@@ -16,9 +16,9 @@ use crate::plan::{self, Records, Resting};
 use crate::plugins::PluginType;
 use crate::resource::World;
 use crate::resource::announcement::Pending;
-use crate::spec::config::MAX_BYTES;
+use crate::spec::config::{MAX_BYTES, ValidAttachments};
 use crate::spec::request::Environment;
-use crate::spec::{CniError, Code, Command, NetConf, Request, version};
+use crate::spec::{CniError, CniResult, Code, Command, NetConf, Request, version};
 
 /// The version of the reference plugins that this suite stands in for. Nomad and nerdctl read it from the banner and
 /// refuse to work with plugins that are too old for them.
@@ -40,14 +40,7 @@ pub fn run(plugin: &PluginType) -> ExitCode {
     }
     let mut cni_version = None;
     let is_told = Cell::new(false);
-    // Whatever a fault in this program is, the caller gets an error object, and the journal has undone the changes.
-    let outcome = catch_unwind(AssertUnwindSafe(|| serve(plugin, &environment, &mut cni_version, &is_told)));
-    let outcome = outcome.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Err(CniError::new(Code::Internal, format!("a fault in bridgehead: {text}")))
-    });
-    match outcome {
+    match caught(|| serve(plugin, &environment, &mut cni_version, &is_told)) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(pending)) => pending.send_at_the_end(),
         // The attachment is there, and the caller knows of it.
@@ -65,6 +58,50 @@ pub fn run(plugin: &PluginType) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What a call gives. Whatever a fault in this program is, the caller gets an error object, and the journal has undone
+/// the changes.
+pub fn caught<T>(serve: impl FnOnce() -> Result<T, CniError>) -> Result<T, CniError> {
+    catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(CniError::new(Code::Internal, format!("a fault in bridgehead: {text}")))
+    })
+}
+
+/// ADD for a caller who has another protocol than CNI's and gets its answer by `tell`. Gives back what is to be done
+/// when it has it.
+pub fn attach(
+    plugin: &PluginType,
+    request: &Request,
+    tell: impl FnOnce(&CniResult) -> anyhow::Result<()>,
+) -> Result<Option<Pending>, CniError> {
+    let mut world = World::new(request, STATE.into());
+    refuse_own_netns(&mut world, &Environment::default())?;
+    let wanted = (plugin.parse)(request)?;
+    let records = Records::new(Path::new(STATE), plugin.name);
+    plan::add(wanted.as_ref(), &records, &mut world, tell)
+        .map_err(|error| CniError::from_chain(&error, Code::Kernel))?;
+    Ok(world.take_announcements())
+}
+
+/// DEL for such a caller.
+pub fn detach(plugin: &PluginType, request: &Request) -> Result<(), CniError> {
+    let records = Records::new(Path::new(STATE), plugin.name);
+    plan::del(|| (plugin.leftovers)(request), &records, &mut World::new(request, STATE.into()))
+        .map_err(|error| CniError::from_chain(&error, Code::Kernel))
+}
+
+/// Removes the attachments to the request's network whose namespace is provably gone: for a caller who never says so.
+pub fn collect_dead(plugin: &PluginType, request: &Request) -> Result<(), CniError> {
+    let records = Records::new(Path::new(STATE), plugin.name);
+    // The pod of this call is not that of the dead.
+    let mut request = request.clone();
+    (request.command, request.netns) = (Command::Gc, None);
+    let (resting, mut world) = (records.resting(), World::new(&request, STATE.into()));
+    plan::collect(resting, &ValidAttachments::NotGiven, &[], None, &records, &mut world)
+        .map_err(|error| CniError::from_chain(&error, Code::Kernel))
 }
 
 /// The text on a call without `CNI_COMMAND`.
@@ -196,8 +233,10 @@ fn refuse_own_netns(world: &mut World<'_>, environment: &Environment) -> Result<
     Err(CniError::new(Code::InvalidNetns, msg).with_details("CNI_NETNS_OVERRIDE=1 allows it"))
 }
 
-/// The configuration. Bounded in size and time: a caller that never closes the pipe must not keep a plugin alive.
-fn read_stdin() -> Result<Vec<u8>, CniError> {
+/// What the caller has to say. Bounded in size and time: one that never closes the pipe must not keep a plugin alive.
+///
+/// Errors: code 5, or 6 for what is too large.
+pub fn read_stdin() -> Result<Vec<u8>, CniError> {
     let failed =
         |why: String| CniError::new(Code::Io, format!("cannot read the configuration from stdin: {why}"));
     let mut stdin = std::io::stdin();
@@ -233,7 +272,9 @@ fn read_stdin() -> Result<Vec<u8>, CniError> {
 
 /// Writes an answer, without a buffer: a pipe takes one of usual size whole or not at all, and after a failure there is
 /// room for an error object.
-fn write_stdout(text: &str) -> Result<(), CniError> {
+///
+/// Errors: code 5.
+pub fn write_stdout(text: &str) -> Result<(), CniError> {
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
         match nix::unistd::write(std::io::stdout(), rest) {

@@ -16,6 +16,7 @@
 //! * [`plan`]: the three loops over resources, the journal, the records.
 //! * [`plugins`]: one file per kind of plugin; [`registry`] lists them, [`dispatch`] serves a call.
 //! * [`runtime`]: the caller's half of the protocol: conflists, chains, the result cache, executing plugins.
+//! * [`netavark`]: podman's other protocol, translated into this one.
 //! * [`tool`]: what `bridgehead` does for people.
 
 pub mod dhcp;
@@ -23,6 +24,7 @@ pub mod dispatch;
 pub mod ipam;
 pub mod logger;
 pub mod net;
+pub mod netavark;
 pub mod plan;
 pub mod plugins;
 pub mod private_file;

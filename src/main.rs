@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use bridgehead::{dhcp, dispatch, logger, registry, tool};
+use bridgehead::{dhcp, dispatch, logger, netavark, registry, tool};
 
 // musl's allocator maps and unmaps memory for each larger block, which costs a netlink program a third of its time.
 #[global_allocator]
@@ -24,6 +24,10 @@ fn main() -> ExitCode {
             dhcp::daemon::run(arguments.skip(1), Path::new(dispatch::STATE))
         }
         Some(plugin) => dispatch::run(plugin),
-        None => tool::run(arguments),
+        // podman knows it by any name that the file may have, and says what it wants in a word that the tool has not.
+        None => match std::env::args_os().nth(1).and_then(|word| netavark::Verb::parse(word.to_str()?)) {
+            Some(verb) => netavark::run(verb, arguments.skip(1)),
+            None => tool::run(arguments),
+        },
     }
 }

@@ -31,6 +31,9 @@ pub const PLUGINS: &[&PluginType] = &[
 /// The name that the tool for people and a plugin have in common.
 pub const TOOL: &str = whole::TYPE.name;
 
+/// The plugin that does the work of a whole chain.
+pub const WHOLE: &PluginType = &whole::TYPE;
+
 /// The plugin type of a name.
 pub fn find(name: &str) -> Option<&'static PluginType> {
     PLUGINS.iter().copied().find(|plugin| plugin.name == name)

@@ -20,6 +20,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("plugins", &["plan", "resource", "net", "dhcp", "ipam", "spec"]),
     ("registry", &["plugins"]),
     ("dispatch", &["registry", "plugins", "plan", "resource", "spec"]),
+    ("netavark", &["registry", "dispatch", "net", "spec"]),
     ("tool", &["registry", "dispatch", "runtime", "plan", "resource", "ipam", "net", "spec"]),
     ("lib", &[]),
 ];

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use bridgehead::netavark;
 use bridgehead::plugins::PluginType;
 use bridgehead::registry::{PLUGINS, TOOL};
 
@@ -19,7 +20,7 @@ fn each_page_has_the_keys_of_its_plugin() {
         let known: BTreeSet<&str> =
             (plugin.keys)().iter().copied().filter(|key| !is_shared_by_all(key)).collect();
         let page = page(plugin);
-        let written: BTreeSet<&str> = keys_of(&page).collect();
+        let written: BTreeSet<&str> = keys_of(&page, "Keys").collect();
         for key in known.difference(&written) {
             wrong.push(format!("docs/{}.md: no line for the key {key:?}", plugin.name));
         }
@@ -28,6 +29,14 @@ fn each_page_has_the_keys_of_its_plugin() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_page_of_podman_has_the_options_of_networks() {
+    let page = text("docs/netavark.md");
+    let written: BTreeSet<&str> = keys_of(&page, "Options").collect();
+    assert_eq!(written, netavark::options::NAMES.into_iter().collect());
+    assert!(text("README.md").contains("(docs/netavark.md)"));
 }
 
 #[test]
@@ -60,9 +69,9 @@ fn is_shared_by_all(key: &str) -> bool {
     ["cniVersion", "name", "type", "prevResult", "runtimeConfig", "args", "capabilities"].contains(&key)
 }
 
-/// The keys in the first column of the table below the heading `Keys`; one line may have several.
-fn keys_of(page: &str) -> impl Iterator<Item = &str> {
-    let section = page.split("\n## Keys\n").nth(1).unwrap_or_default();
+/// The keys in the first column of the table below a heading; one line may have several.
+fn keys_of<'a>(page: &'a str, heading: &str) -> impl Iterator<Item = &'a str> {
+    let section = page.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_default();
     let table =
         section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
     table.filter_map(|line| line.split('|').nth(1)).flat_map(|cell| cell.split('`').skip(1).step_by(2))

@@ -18,6 +18,7 @@ use crate::sandbox::{SOMEWHERE, Sandbox};
 pub struct Call {
     plugin: String,
     directory: Option<PathBuf>,
+    arguments: Vec<String>,
     environment: BTreeMap<String, String>,
     input: Vec<u8>,
     config: Option<Value>,
@@ -29,6 +30,7 @@ impl Call {
         Self {
             plugin: plugin.to_owned(),
             directory: None,
+            arguments: Vec::new(),
             environment: BTreeMap::new(),
             input: Vec::new(),
             config: None,
@@ -39,6 +41,13 @@ impl Call {
     pub fn from(&self, directory: impl Into<PathBuf>) -> Self {
         let mut call = self.clone();
         call.directory = Some(directory.into());
+        call
+    }
+
+    /// Calls it with these arguments, which runtimes of CNI never do, but netavark.
+    pub fn arguments(&self, arguments: &[&str]) -> Self {
+        let mut call = self.clone();
+        call.arguments = arguments.iter().map(|it| (*it).to_owned()).collect();
         call
     }
 
@@ -153,13 +162,14 @@ impl Call {
         }
         environment.retain(|_, value| value != UNSET);
         let mut command = Command::new(&path);
-        command.env_clear().env("PATH", PATH).envs(&environment).current_dir("/");
+        command.args(&self.arguments).env_clear().env("PATH", PATH).envs(&environment).current_dir("/");
         let mut line = String::new();
         for (key, value) in &environment {
             line.push_str(&format!("{key}='{value}' "));
         }
         let shown = String::from_utf8_lossy(&self.input[..self.input.len().min(1200)]).into_owned();
-        line.push_str(&format!("{} <<< '{shown}'", path.display()));
+        let words = [vec![path.to_string_lossy().into_owned()], self.arguments.clone()].concat().join(" ");
+        line.push_str(&format!("{words} <<< '{shown}'"));
         let running =
             Running::start(command, &self.input).with_context(|| format!("calling {}", self.plugin))?;
         Ok(Started { line, running })

@@ -36,6 +36,7 @@ struct Conf {
     table: Option<i64>,
     gateways: Vec<String>,
     add_source_hints: bool,
+    keep_main_routes: bool,
 }
 
 /// What is wanted, decided.
@@ -45,6 +46,7 @@ struct Sbr {
     table: Option<u32>,
     gateways: Vec<IpAddr>,
     adds_source_hints: bool,
+    keeps_main_routes: bool,
     patience: Duration,
 }
 
@@ -82,6 +84,7 @@ impl Sbr {
             table: table.transpose()?,
             gateways,
             adds_source_hints: conf.add_source_hints,
+            keeps_main_routes: conf.keep_main_routes,
             patience: request.config.lock_timeout()?,
         })
     }
@@ -115,7 +118,6 @@ fn parse(request: &Request) -> Result<Box<dyn Plugin>, CniError> {
             "prevResult: missing; sbr must be called as a chained plugin, after the one that makes the interface",
         )
     })?;
-    sbr.addresses(&prev_result)?;
     Ok(Box::new(Chained { sbr, prev_result }))
 }
 
@@ -187,7 +189,7 @@ impl Plugin for Chained {
                 let Some(gateway) = gateway else { continue };
                 let default = default_route(&link, *gateway);
                 routing.added.extend(table_of(address.address()).map(|table| default.in_table(table)));
-                routing.removed.push(default);
+                routing.removed.extend((!self.sbr.keeps_main_routes).then_some(default));
             }
         }
         Ok(vec![Resource::SourceRouting(routing)])
@@ -246,7 +248,7 @@ impl Sbr {
                 routing.added.push(default_route(link, *gateway).in_table(*table));
             }
         }
-        for route in main {
+        for route in main.iter().filter(|_| !self.keeps_main_routes) {
             let mut of_family =
                 addresses.iter().filter(|(address, _)| address.is_ipv4() == route.is_ipv4()).peekable();
             if of_family.peek().is_none() {
@@ -312,6 +314,7 @@ mod tests {
             table: None,
             gateways: Vec::new(),
             adds_source_hints: hints,
+            keeps_main_routes: false,
             patience: Duration::ZERO,
         }
     }
@@ -350,6 +353,15 @@ mod tests {
         assert_eq!(routing.removed, main);
         let tables: Vec<_> = routing.rules.iter().map(|rule| rule.table).collect();
         assert_eq!(tables, [Some(100), Some(101), Some(102)]);
+    }
+
+    #[test]
+    fn the_main_table_may_stay_as_it_is() {
+        let addresses = [("10.1.0.5/24".parse().unwrap(), "10.1.0.1".parse().ok())];
+        let main = [route("10.1.0.0/24", None), route("0.0.0.0/0", Some("10.1.0.1"))];
+        let keeping = Sbr { keeps_main_routes: true, ..sbr(true) };
+        let routing = keeping.distribute(&link(), &addresses, &[100], &main);
+        assert_eq!((routing.added.len(), routing.removed.len(), routing.replaced.len()), (2, 0, 0));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{PluginType, bandwidth, bridge, firewall, portmap, tuning};
+use super::{PluginType, bandwidth, bridge, firewall, portmap, sbr, tuning};
 use crate::plan::{Plan, Plugin};
 use crate::resource::{Lease, Resource, World};
 use crate::spec::{CniError, CniResult, NetConf, Request, json};
@@ -49,7 +49,7 @@ struct Part {
 }
 
 /// What follows the bridge, in this order.
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     Part {
         plugin: &portmap::TYPE,
         lost: &[],
@@ -69,6 +69,7 @@ const PARTS: [Part; 4] = [
     },
     // MAC address and MTU are the bridge's, which makes the interface with them.
     Part { plugin: &tuning::TYPE, lost: &["mac", "mtu"], is_wanted: Part::has_keys },
+    Part { plugin: &sbr::TYPE, lost: &[], is_wanted: Part::has_keys },
 ];
 
 impl Part {

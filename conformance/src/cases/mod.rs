@@ -54,6 +54,8 @@ mod ipvlan;
 mod loopback;
 mod macvlan;
 mod mutations;
+mod netavark;
+mod netavark_packets;
 mod portmap;
 mod portmap_packets;
 mod ptp;
@@ -151,6 +153,8 @@ pub fn all() -> Vec<Case> {
         state_directory::CASES,
         portmap::CASES,
         portmap_packets::CASES,
+        netavark::CASES,
+        netavark_packets::CASES,
         // Last: while the kernel takes so many links away, it holds up all namespaces.
         bridge_crowd::CASES,
     ]

@@ -56,7 +56,7 @@ fn back_end(name: &str) -> Value {
     json!({"backend": name})
 }
 
-fn listen(pod: &Pod, address: &str) -> Result<TcpListener> {
+pub(super) fn listen(pod: &Pod, address: &str) -> Result<TcpListener> {
     let address: SocketAddr = address.parse()?;
     let listener = pod.inside(|| TcpListener::bind(address))?.context("cannot listen")?;
     listener.set_nonblocking(true)?;
@@ -64,7 +64,7 @@ fn listen(pod: &Pod, address: &str) -> Result<TcpListener> {
 }
 
 /// Connects, and tells which client the server sees.
-fn seen(client: &Pod, target: &str, server: &TcpListener) -> Result<String> {
+pub(super) fn seen(client: &Pod, target: &str, server: &TcpListener) -> Result<String> {
     let target: SocketAddr = target.parse()?;
     let deadline = Instant::now() + PATIENCE;
     let stream = loop {
@@ -94,7 +94,7 @@ fn seen(client: &Pod, target: &str, server: &TcpListener) -> Result<String> {
 }
 
 /// Nobody answers.
-fn is_closed(client: &Pod, target: &str) -> Result<()> {
+pub(super) fn is_closed(client: &Pod, target: &str) -> Result<()> {
     let target: SocketAddr = target.parse()?;
     match client.inside(|| TcpStream::connect_timeout(&target, BRIEFLY))? {
         Ok(_) => bail!("{} reaches {target}", client.netns()),
@@ -102,7 +102,7 @@ fn is_closed(client: &Pod, target: &str) -> Result<()> {
     }
 }
 
-fn udp(pod: &Pod, address: &str) -> Result<UdpSocket> {
+pub(super) fn udp(pod: &Pod, address: &str) -> Result<UdpSocket> {
     let address: SocketAddr = address.parse()?;
     let socket = pod.inside(|| UdpSocket::bind(address))?.context("cannot bind")?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -110,7 +110,7 @@ fn udp(pod: &Pod, address: &str) -> Result<UdpSocket> {
 }
 
 /// Sends until the server has it and its answer is back; gives the client that the server sees.
-fn exchanged(client: &UdpSocket, target: &str, server: &UdpSocket) -> Result<String> {
+pub(super) fn exchanged(client: &UdpSocket, target: &str, server: &UdpSocket) -> Result<String> {
     let target: SocketAddr = target.parse()?;
     let deadline = Instant::now() + PATIENCE;
     let mut buffer = [0; 16];
