@@ -316,12 +316,7 @@ impl Plugin for Bridge {
     }
 
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
-        let ifname = &self.attachment.ifname;
-        let position = prev.interfaces.iter().position(|i| i.name == *ifname && i.sandbox == self.sandbox);
-        let Some((index, container)) = position.and_then(|i| Some((i, prev.interfaces.get(i)?))) else {
-            let msg = format!("prevResult has no interface {ifname:?} with the sandbox {:?}", self.sandbox);
-            return Err(CniError::config(msg).into());
-        };
+        let (container, ipam) = prev.interface_of(&self.attachment.ifname, &self.sandbox)?;
         let on_host = |name: &str| prev.interfaces.iter().find(|i| i.sandbox.is_empty() && i.name == name);
         let mac_of = |interface: Option<&Interface>| interface.and_then(|i| i.mac.parse::<Mac>().ok());
         let bridge = world.host_link(&self.name)?;
@@ -338,8 +333,6 @@ impl Plugin for Bridge {
             }
         };
         let host_name = host.map_or(own_name, |i| i.name.clone());
-        let mut ipam = CniResult { interfaces: Vec::new(), ..prev.clone() };
-        ipam.ips.retain(|ip| ip.interface.is_none_or(|i| i == index));
         let masquerade = self.decide_backend(&ipam, world)?;
         let bridge_mac = mac_of(on_host(&self.name)).or_else(|| bridge.as_ref().and_then(|l: &Link| l.mac));
         // A later plugin that has given the pod's end another MTU has said so in the result, and looks after it.

@@ -185,13 +185,7 @@ impl Plugin for HostDevice {
         let ifname = &self.attachment.ifname;
         let sandbox = sandbox(world)?;
         let path = sandbox.path.to_string_lossy();
-        let position = prev.interfaces.iter().position(|i| i.name == *ifname && i.sandbox == path);
-        let Some((index, interface)) = position.and_then(|i| Some((i, prev.interfaces.get(i)?))) else {
-            let msg = format!("prevResult has no interface {ifname:?} with the sandbox {path:?}");
-            return Err(CniError::config(msg).into());
-        };
-        let mut ipam = CniResult { interfaces: Vec::new(), ..prev.clone() };
-        ipam.ips.retain(|ip| ip.interface.is_none_or(|i| i == index));
+        let (interface, ipam) = prev.interface_of(ifname, &path)?;
         let lease = self.lease.clone().map(|lease| Resource::Lease(lease.with_addresses_of(&ipam)));
         if self.selector.is_for_userspace()? {
             return Ok(lease.into_iter().collect());

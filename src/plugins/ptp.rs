@@ -249,19 +249,12 @@ impl Plugin for Ptp {
     }
 
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
-        let ifname = &self.attachment.ifname;
-        let position = prev.interfaces.iter().position(|i| i.name == *ifname && i.sandbox == self.sandbox);
-        let Some((index, container)) = position.and_then(|i| Some((i, prev.interfaces.get(i)?))) else {
-            let msg = format!("prevResult has no interface {ifname:?} with the sandbox {:?}", self.sandbox);
-            return Err(CniError::config(msg).into());
-        };
+        let (container, ipam) = prev.interface_of(&self.attachment.ifname, &self.sandbox)?;
         // Another suite's host link has a name of its own, and later plugins may have added links to the result.
         let own_name = veth::host_name(&self.attachment);
         let on_host = || prev.interfaces.iter().filter(|i| i.sandbox.is_empty());
         let host =
             on_host().find(|i| i.name == own_name).or_else(|| on_host().find(|i| i.name.starts_with("veth")));
-        let mut ipam = CniResult { interfaces: Vec::new(), ..prev.clone() };
-        ipam.ips.retain(|ip| ip.interface.is_none_or(|i| i == index));
         let mac_of = |interface: &Interface| interface.mac.parse::<Mac>().ok();
         let facts = Facts {
             host_mac: host.and_then(mac_of).unwrap_or_else(|| veth::host_mac(&self.attachment)),

@@ -307,13 +307,7 @@ impl Plugin for Sublink {
         let ifname = &self.attachment.ifname;
         let sandbox = sandbox(world)?;
         let path = sandbox.path.to_string_lossy();
-        let position = prev.interfaces.iter().position(|i| i.name == *ifname && i.sandbox == path);
-        let Some((index, interface)) = position.and_then(|i| Some((i, prev.interfaces.get(i)?))) else {
-            let msg = format!("prevResult has no interface {ifname:?} with the sandbox {path:?}");
-            return Err(CniError::config(msg).into());
-        };
-        let mut ipam = CniResult { interfaces: Vec::new(), ..prev.clone() };
-        ipam.ips.retain(|ip| ip.interface.is_none_or(|i| i == index));
+        let (interface, ipam) = prev.interface_of(ifname, &path)?;
         let facts = Facts {
             // What the default route was at the time of the ADD is not known any more.
             master: match &self.master {

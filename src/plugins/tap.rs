@@ -207,13 +207,7 @@ impl Plugin for Tap {
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
         let ifname = &self.attachment.ifname;
         let path = sandbox(world)?.path.to_string_lossy().into_owned();
-        let position = prev.interfaces.iter().position(|i| i.name == *ifname && i.sandbox == path);
-        let Some((index, interface)) = position.and_then(|i| Some((i, prev.interfaces.get(i)?))) else {
-            let msg = format!("prevResult has no interface {ifname:?} with the sandbox {path:?}");
-            return Err(CniError::config(msg).into());
-        };
-        let mut ipam = CniResult { interfaces: Vec::new(), ..prev.clone() };
-        ipam.ips.retain(|ip| ip.interface.is_none_or(|i| i == index));
+        let (interface, ipam) = prev.interface_of(ifname, &path)?;
         let mtu = match self.mtu {
             Mtu::Fixed(mtu) => Some(mtu),
             // What "auto" or the kernel chose then is in the result, if its version can say so.

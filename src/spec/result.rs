@@ -173,6 +173,21 @@ impl CniResult {
         decoded.map_err(|e| failed(what, e.to_string()))
     }
 
+    /// The interface of that name in that sandbox, and what of this result is about it: its addresses with those that are
+    /// of no interface, routes, and DNS settings.
+    ///
+    /// Errors: code 7 where a `prevResult` has no such interface.
+    pub fn interface_of(&self, ifname: &str, sandbox: &str) -> Result<(&Interface, Self), CniError> {
+        let is_it = |(_, it): &(usize, &Interface)| it.name == ifname && it.sandbox == sandbox;
+        let Some((index, interface)) = self.interfaces.iter().enumerate().find(is_it) else {
+            let msg = format!("prevResult has no interface {ifname:?} with the sandbox {sandbox:?}");
+            return Err(CniError::config(msg));
+        };
+        let mut about = Self { interfaces: Vec::new(), ..self.clone() };
+        about.ips.retain(|ip| ip.interface.is_none_or(|i| i == index));
+        Ok((interface, about))
+    }
+
     fn version_of(value: &Value, otherwise: Version, what: &str) -> Result<Version, CniError> {
         let object = match value {
             Value::Null => return Ok(otherwise),
@@ -335,6 +350,18 @@ mod tests {
         let old = json!({"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.1/8"}});
         assert_eq!(CniResult::from_value(&old, Version::V1_0_0, "x").unwrap().ips.len(), 1);
         assert_eq!(CniResult::from_value(&Value::Null, Version::V1_1_0, "x").unwrap(), CniResult::default());
+    }
+
+    #[test]
+    fn an_interface_has_its_addresses_and_those_of_none() {
+        let mut result = sample();
+        let (interface, about) = result.interface_of("eth0", "/n").unwrap();
+        assert_eq!((interface.mtu, about.interfaces.len(), about.routes.len()), (Some(1400), 0, 1));
+        assert_eq!(about.ips, result.ips[1..]);
+        result.ips[0].interface = None;
+        assert_eq!(result.interface_of("eth0", "/n").unwrap().1.ips, result.ips);
+        let error = result.interface_of("eth0", "").unwrap_err();
+        assert!(error.code == 7 && error.msg.contains("\"eth0\""), "{error}");
     }
 
     #[test]
