@@ -8,15 +8,14 @@ mod status;
 use std::net::IpAddr;
 
 use super::PluginType;
-use super::mtu::{MTU_DEFAULT, Mtu, check_ipv6};
+use super::mtu::{MTU_DEFAULT, check_ipv6};
 use crate::net::netns::Identity;
 use crate::net::{Link, Mac, sysctl};
 use crate::plan::{Plan, Plugin};
-use crate::resource::addressing::decide_next_hops;
 use crate::resource::masquerade::Backend;
 use crate::resource::{self, Lease, Resource, World, veth, vlan_gateway};
 use crate::spec::result::{Interface, Route};
-use crate::spec::{CniError, CniResult, Prefix, Request, Version, json, version};
+use crate::spec::{CniResult, Prefix, Request, json, version};
 use conf::Bridge;
 
 /// The plugin type.
@@ -100,7 +99,7 @@ impl Bridge {
         if let Some(mac) = facts.mac.filter(|_| self.guards_senders) {
             // Before the link, so that it is removed after it.
             resources.push(Resource::SpoofGuard(resource::SpoofGuard {
-                attachment: self.attachment.clone(),
+                attachment: self.pod.attachment.clone(),
                 host_ifname: facts.host_name.clone(),
                 mac: Some(mac),
                 addresses: ipam.ips.iter().map(|ip| ip.address.address()).collect(),
@@ -118,7 +117,7 @@ impl Bridge {
         resources.extend(self.port_vlans(facts));
         if let Some(mac) = facts.mac.filter(|_| self.guards_mac) {
             resources.push(Resource::MacGuard(resource::MacGuard {
-                attachment: self.attachment.clone(),
+                attachment: self.pod.attachment.clone(),
                 host_ifname: facts.host_name.clone(),
                 mac,
             }));
@@ -126,31 +125,14 @@ impl Bridge {
         if self.leaves_interface_down {
             return resources;
         }
-        if ipam.ips.iter().any(|ip| ip.address.is_ipv6()) {
-            resources.push(Resource::PodSysctls(resource::PodSysctls {
-                ifname: self.attachment.ifname.clone(),
-                detect_duplicates: self.detect_duplicates,
-            }));
-        }
-        resources.push(Resource::Addressing(resource::Addressing {
-            ifname: self.attachment.ifname.clone(),
-            addresses: ipam.ips.iter().map(|ip| ip.address).collect(),
-            routes: decide_next_hops(ipam),
-            detect_duplicates: self.detect_duplicates,
-        }));
+        resources.extend(self.pod.sysctls(ipam));
+        resources.push(Resource::Addressing(self.pod.addressing(ipam)));
         resources.push(Resource::PortState(resource::PortState {
             link: facts.host_name.clone(),
             addresses: ipam.ips.iter().map(|ip| ip.address.address()).collect(),
         }));
-        if let Some(mac) = facts.mac.filter(|_| !ipam.ips.is_empty()) {
-            resources.push(Resource::Announcement(resource::Announcement {
-                ifname: self.attachment.ifname.clone(),
-                mac,
-                // Others are announced by the kernel, once it knows that nobody else has them.
-                addresses: (ipam.ips.iter().map(|ip| ip.address.address()))
-                    .filter(|address| address.is_ipv4() || !self.detect_duplicates)
-                    .collect(),
-            }));
+        if let Some(announcement) = self.pod.announcement(facts.mac, ipam) {
+            resources.push(announcement);
             let gateway_link = self.gateway_vlan().map(|vlan| vlan_gateway::link_name(&self.name, vlan));
             resources.push(Resource::Neighbours(resource::Neighbours {
                 link: gateway_link.unwrap_or_else(|| self.name.clone()),
@@ -159,7 +141,7 @@ impl Bridge {
         }
         if let Some(backend) = facts.masquerade {
             resources.push(Resource::Masquerade(resource::Masquerade {
-                attachment: self.attachment.clone(),
+                attachment: self.pod.attachment.clone(),
                 backend,
                 sources: ipam.ips.iter().map(|ip| ip.address).collect(),
             }));
@@ -179,7 +161,7 @@ impl Bridge {
 
     fn veth(&self, facts: &Facts) -> Resource {
         Resource::Veth(resource::Veth {
-            attachment: self.attachment.clone(),
+            attachment: self.pod.attachment.clone(),
             host_name: facts.host_name.clone(),
             host_mac: facts.host_mac,
             bridge: Some(self.name.clone()),
@@ -231,12 +213,12 @@ impl Bridge {
             vlan_gateway_mac,
             mtu: self.mtu.decide(world)?,
             masquerade: self.decide_backend(ipam, world)?,
-            host_name: veth::host_name(&self.attachment),
-            host_mac: veth::host_mac(&self.attachment),
+            host_name: veth::host_name(&self.pod.attachment),
+            host_mac: veth::host_mac(&self.pod.attachment),
             mac: Some(self.mac.unwrap_or_else(|| {
                 // An interface that is there before its address cannot be named after it.
-                let is_first = self.lease.as_ref().is_some_and(Lease::needs_link);
-                veth::pod_mac(&self.attachment, if is_first { &[] } else { &ipam.ips })
+                let named_after = if self.pod.is_before_addresses() { &[] } else { ipam.ips.as_slice() };
+                veth::pod_mac(&self.pod.attachment, named_after)
             })),
         })
     }
@@ -248,24 +230,16 @@ impl Bridge {
 
     fn interfaces(&self, facts: &Facts) -> Vec<Interface> {
         let mtu = facts.mtu.unwrap_or(MTU_DEFAULT);
-        // Decoders of older versions may refuse a key that they do not know.
-        let mtu_of = |mtu: u32| (self.version >= Version::V1_1_0).then_some(mtu);
-        let interface = |name: &str, mac: Mac, mtu: u32, sandbox: &str| Interface {
-            name: name.to_owned(),
-            mac: mac.to_string(),
-            mtu: mtu_of(mtu),
-            sandbox: sandbox.to_owned(),
-            ..Interface::default()
-        };
-        let mac = facts.mac.unwrap_or(Mac([0; 6]));
+        let bridge_mtu = facts.bridge_mtu.map_or(mtu, |have| have.min(mtu));
+        let on_host = |name: &str, mac: Mac, mtu: u32| self.pod.link_in_result(name, Some(mac), Some(mtu));
         let mut interfaces = vec![
-            interface(&self.name, facts.bridge_mac, facts.bridge_mtu.map_or(mtu, |have| have.min(mtu)), ""),
-            interface(&facts.host_name, facts.host_mac, mtu, ""),
-            interface(&self.attachment.ifname, mac, mtu, &self.sandbox),
+            on_host(&self.name, facts.bridge_mac, bridge_mtu),
+            on_host(&facts.host_name, facts.host_mac, mtu),
+            self.pod.in_result(facts.mac, Some(mtu)),
         ];
         if let (Some(vlan), Some(mac), true) = (self.gateway_vlan(), facts.vlan_gateway_mac, self.is_gateway)
         {
-            interfaces.push(interface(&vlan_gateway::link_name(&self.name, vlan), mac, mtu, ""));
+            interfaces.push(on_host(&vlan_gateway::link_name(&self.name, vlan), mac, mtu));
         }
         interfaces
     }
@@ -273,7 +247,7 @@ impl Bridge {
 
 impl Plugin for Bridge {
     fn lease(&self) -> Option<Lease> {
-        self.lease.clone()
+        self.pod.lease.clone()
     }
 
     fn enters_pod(&self) -> bool {
@@ -282,31 +256,23 @@ impl Plugin for Bridge {
 
     fn links(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
         let facts = self.look_at_host(&CniResult::default(), world)?;
-        let up = resource::PodLinkUp { ifname: self.attachment.ifname.clone() };
         let carrying = resource::PortState { link: facts.host_name.clone(), addresses: Vec::new() };
         let mut links = vec![self.bridge(&facts), self.veth(&facts)];
         links.extend(self.port_vlans(&facts));
-        links.extend([Resource::PodLinkUp(up), Resource::PortState(carrying)]);
+        links.extend([self.pod.up(), Resource::PortState(carrying)]);
         Ok(links)
     }
 
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
-        let mut ipam = leased;
-        if self.lease.is_some() && ipam.ips.is_empty() {
-            return Err(CniError::config("ipam: IPAM plugin returned missing IP config").into());
-        }
+        // The container's interface is the third of the result.
+        let mut ipam = self.pod.adopt(leased, 2)?;
         for ip in &mut ipam.ips {
-            // The container's interface is the third of the result.
-            ip.interface = Some(2);
             if ip.gateway.is_none() && self.is_gateway {
                 ip.gateway = Some(ip.address.first_host());
             }
         }
         if self.is_default_gateway {
             add_default_routes(&mut ipam);
-        }
-        if let Some(dns) = &self.dns {
-            ipam.dns = dns.clone();
         }
         let facts = self.look_at_host(&ipam, world)?;
         check_ipv6(facts.mtu, &ipam.ips)?;
@@ -316,13 +282,13 @@ impl Plugin for Bridge {
     }
 
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
-        let (container, ipam) = prev.interface_of(&self.attachment.ifname, &self.sandbox)?;
+        let (container, ipam) = prev.interface_of(&self.pod.attachment.ifname, &self.pod.sandbox)?;
         let on_host = |name: &str| prev.interfaces.iter().find(|i| i.sandbox.is_empty() && i.name == name);
         let mac_of = |interface: Option<&Interface>| interface.and_then(|i| i.mac.parse::<Mac>().ok());
         let bridge = world.host_link(&self.name)?;
         let vlan_gateway = self.gateway_vlan().map(|vlan| vlan_gateway::link_name(&self.name, vlan));
         // Another suite's host link has a name of its own, and later plugins may have added links to the result.
-        let own_name = veth::host_name(&self.attachment);
+        let own_name = veth::host_name(&self.pod.attachment);
         let host = match on_host(&own_name) {
             Some(found) => Some(found),
             None => {
@@ -345,19 +311,13 @@ impl Plugin for Bridge {
             bridge_mac: bridge_mac.unwrap_or(Mac([0; 6])),
             bridge_mtu: None,
             vlan_gateway_mac: vlan_gateway.and_then(|name| mac_of(on_host(&name))),
-            mtu: match self.mtu {
-                _ if is_retuned => None,
-                Mtu::Fixed(mtu) => Some(mtu),
-                // What "auto" or the kernel chose then is in the result, if its version can say so.
-                Mtu::Auto | Mtu::Default => container.mtu,
-            },
+            mtu: if is_retuned { None } else { self.mtu.expected(container.mtu) },
             masquerade,
-            host_mac: mac_of(host).unwrap_or_else(|| veth::host_mac(&self.attachment)),
+            host_mac: mac_of(host).unwrap_or_else(|| veth::host_mac(&self.pod.attachment)),
             host_name,
             mac: mac_of(Some(container)),
         };
-        let lease = self.lease.clone().map(|lease| Resource::Lease(lease.with_addresses_of(&ipam)));
-        Ok(lease.into_iter().chain(self.resources(&ipam, &facts)).collect())
+        Ok(self.pod.leased(&ipam).into_iter().chain(self.resources(&ipam, &facts)).collect())
     }
 }
 
@@ -404,6 +364,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::spec::Version;
 
     #[test]
     fn a_default_route_is_added_once_per_family() {

@@ -8,13 +8,12 @@ use serde::Deserialize;
 
 use super::PluginType;
 use super::conf::DnsConf;
-use super::ipam;
+use super::pod_interface::PodInterface;
 use super::sublink::sandbox;
 use crate::plan::{Plan, Plugin};
-use crate::resource::addressing::decide_next_hops;
 use crate::resource::{self, Lease, Resource, World};
-use crate::spec::result::{Dns, Interface};
-use crate::spec::{Attachment, CniError, CniResult, Request, Version, json, version};
+use crate::spec::result::Interface;
+use crate::spec::{CniError, CniResult, Request, Version, json, version};
 use selector::{Found, Selector};
 
 /// The plugin type.
@@ -52,12 +51,8 @@ struct RuntimeConf {
 
 /// What is wanted, decided.
 struct HostDevice {
-    attachment: Attachment,
-    version: Version,
+    pod: PodInterface,
     selector: Selector,
-    detect_duplicates: bool,
-    dns: Option<Dns>,
-    lease: Option<Lease>,
     /// The device; once it is in the pod, it cannot be found any more.
     found: OnceCell<Found>,
 }
@@ -71,23 +66,16 @@ fn leftovers(request: &Request) -> Vec<Resource> {
 
 /// The error of code 50 if no address could be had. That the device is with a pod is no error: it is what it is for.
 fn status(request: &Request, world: &mut World<'_>) -> anyhow::Result<()> {
-    HostDevice::parse(request)?.lease.map_or(Ok(()), |lease| ipam::status(&lease, world))
+    HostDevice::parse(request)?.pod.status(world)
 }
 
 impl HostDevice {
     fn parse(request: &Request) -> Result<Self, CniError> {
         let conf: Conf = request.config.decode()?;
-        request.config.check_ipam()?;
-        request.config.lock_timeout()?;
-        Ok(Self {
-            attachment: request.attachment.clone(),
-            version: request.config.version,
-            selector: Selector::parse(&conf)?,
-            detect_duplicates: conf.enabledad,
-            dns: conf.dns.into_override(),
-            lease: Lease::wanted_by(request),
-            found: OnceCell::new(),
-        })
+        let selector = Selector::parse(&conf)?;
+        let mut pod = PodInterface::parse(request, conf.dns)?;
+        pod.detect_duplicates = conf.enabledad;
+        Ok(Self { pod, selector, found: OnceCell::new() })
     }
 
     /// Looks for the device, once.
@@ -104,7 +92,7 @@ impl HostDevice {
         let sandbox = sandbox(world)?;
         Ok(match self.find(world)? {
             Found::Link(link) => {
-                Some(resource::HostDevice::of(link.clone(), self.attachment.ifname.clone(), sandbox))
+                Some(resource::HostDevice::of(link.clone(), self.pod.attachment.ifname.clone(), sandbox))
             }
             Found::Userspace => None,
         })
@@ -112,36 +100,18 @@ impl HostDevice {
 
     /// What the attachment is made of.
     fn resources(&self, device: resource::HostDevice, ipam: &CniResult) -> Vec<Resource> {
-        let ifname = &self.attachment.ifname;
         let mac = device.mac;
         let mut resources = vec![Resource::HostDevice(device)];
-        if ipam.ips.iter().any(|ip| ip.address.is_ipv6()) {
-            resources.push(Resource::PodSysctls(resource::PodSysctls {
-                ifname: ifname.clone(),
-                detect_duplicates: self.detect_duplicates,
-            }));
-        }
-        resources.push(Resource::Addressing(resource::Addressing {
-            ifname: ifname.clone(),
-            addresses: ipam.ips.iter().map(|ip| ip.address).collect(),
-            routes: decide_next_hops(ipam),
-            detect_duplicates: self.detect_duplicates,
-        }));
-        if let Some(mac) = mac.filter(|_| !ipam.ips.is_empty()) {
-            let is_ready = |address: &std::net::IpAddr| address.is_ipv4() || !self.detect_duplicates;
-            resources.push(Resource::Announcement(resource::Announcement {
-                ifname: ifname.clone(),
-                mac,
-                addresses: ipam.ips.iter().map(|ip| ip.address.address()).filter(is_ready).collect(),
-            }));
-        }
+        resources.extend(self.pod.sysctls(ipam));
+        resources.push(Resource::Addressing(self.pod.addressing(ipam)));
+        resources.extend(self.pod.announcement(mac, ipam));
         resources
     }
 }
 
 impl Plugin for HostDevice {
     fn lease(&self) -> Option<Lease> {
-        self.lease.clone()
+        self.pod.lease.clone()
     }
 
     fn enters_pod(&self) -> bool {
@@ -150,43 +120,26 @@ impl Plugin for HostDevice {
 
     fn links(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
         let Some(device) = self.device(world)? else { return Ok(Vec::new()) };
-        let up = resource::PodLinkUp { ifname: self.attachment.ifname.clone() };
-        Ok(vec![Resource::HostDevice(device), Resource::PodLinkUp(up)])
+        Ok(vec![Resource::HostDevice(device), self.pod.up()])
     }
 
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
-        let mut ipam = leased;
-        if self.lease.is_some() && ipam.ips.is_empty() {
-            return Err(CniError::config("ipam: IPAM plugin returned missing IP config").into());
-        }
-        for ip in &mut ipam.ips {
-            ip.interface = Some(0);
-        }
-        if let Some(dns) = &self.dns {
-            ipam.dns = dns.clone();
-        }
+        let ipam = self.pod.adopt(leased, 0)?;
         let device = self.device(world)?;
-        let is_newest = self.version >= Version::V1_1_0;
-        let interface = Interface {
-            name: self.attachment.ifname.clone(),
-            mac: device.as_ref().and_then(|it| it.mac).map(|mac| mac.to_string()).unwrap_or_default(),
-            // Decoders of older versions may refuse a key that they do not know.
-            mtu: device.as_ref().and_then(|it| it.mtu).filter(|_| is_newest),
-            sandbox: sandbox(world)?.path.to_string_lossy().into_owned(),
-            pci_id: self.selector.pci_id().filter(|_| is_newest).unwrap_or_default().to_owned(),
-            ..Interface::default()
-        };
+        let (mac, mtu) = device.as_ref().map_or((None, None), |device| (device.mac, device.mtu));
+        // As of the MTU.
+        let pci_id = self.selector.pci_id().filter(|_| self.pod.version >= Version::V1_1_0);
+        let interface =
+            Interface { pci_id: pci_id.unwrap_or_default().to_owned(), ..self.pod.in_result(mac, mtu) };
         // Where there is no link, whoever uses the device configures its addresses, too.
         let resources = device.map(|device| self.resources(device, &ipam)).unwrap_or_default();
         Ok(Plan { resources, result: CniResult { interfaces: vec![interface], ..ipam } })
     }
 
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
-        let ifname = &self.attachment.ifname;
-        let sandbox = sandbox(world)?;
-        let path = sandbox.path.to_string_lossy();
-        let (interface, ipam) = prev.interface_of(ifname, &path)?;
-        let lease = self.lease.clone().map(|lease| Resource::Lease(lease.with_addresses_of(&ipam)));
+        let ifname = &self.pod.attachment.ifname;
+        let (interface, ipam) = prev.interface_of(ifname, &self.pod.sandbox)?;
+        let lease = self.pod.leased(&ipam);
         if self.selector.is_for_userspace()? {
             return Ok(lease.into_iter().collect());
         }
@@ -198,7 +151,7 @@ impl Plugin for HostDevice {
             mtu: interface.mtu,
             alias: String::new(),
             up: false,
-            sandbox,
+            sandbox: sandbox(world)?,
         };
         Ok(lease.into_iter().chain(self.resources(device, &ipam)).collect())
     }

@@ -12,6 +12,7 @@ pub mod ipvlan;
 pub mod loopback;
 pub mod macvlan;
 mod mtu;
+mod pod_interface;
 pub mod portmap;
 pub mod ptp;
 pub mod sbr;

@@ -1,4 +1,4 @@
-//! The key `mtu` of plugins that make veth pairs.
+//! The key `mtu`, of plugins that make veth pairs and of others.
 
 use serde_json::Value;
 
@@ -6,11 +6,13 @@ use crate::resource::World;
 use crate::spec::CniError;
 use crate::spec::result::IpConfig;
 
-/// Smallest MTU that IPv4 allows (RFC 791), and largest that a veth has.
-const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+/// Smallest MTU that IPv4 allows (RFC 791).
+pub(super) const MTU_MIN: u32 = 68;
+/// That, and the largest that a veth has.
+const MTU: std::ops::RangeInclusive<u32> = MTU_MIN..=65535;
 /// Smallest MTU that IPv6 allows (RFC 8200).
 const MTU_IPV6: u32 = 1280;
-/// MTU of Ethernet: what the kernel gives a bridge and a veth if nobody says.
+/// MTU of Ethernet: what the kernel gives a bridge, a veth and a dummy if nobody says.
 pub(super) const MTU_DEFAULT: u32 = 1500;
 
 /// Which MTU is wanted.
@@ -55,6 +57,15 @@ impl Mtu {
                 uplink.map(|link| link.mtu)
             }
         })
+    }
+
+    /// What an interface must have of which the result says that it has `told`.
+    pub(super) fn expected(self, told: Option<u32>) -> Option<u32> {
+        match self {
+            Self::Fixed(mtu) => Some(mtu),
+            // What was chosen then is in the result, if its version can say so.
+            Self::Auto | Self::Default => told,
+        }
     }
 }
 

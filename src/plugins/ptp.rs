@@ -7,18 +7,18 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::PluginType;
 use super::conf::{DnsConf, requested_mac};
 use super::feature::{self, LinkKind};
 use super::mtu::{MTU_DEFAULT, Mtu, check_ipv6};
-use super::{PluginType, ipam};
+use super::pod_interface::PodInterface;
 use crate::net::Mac;
 use crate::plan::{Plan, Plugin};
-use crate::resource::addressing::decide_next_hops;
 use crate::resource::masquerade::Backend;
 use crate::resource::point_to_point::Uplink;
 use crate::resource::{self, Lease, Resource, World, veth};
-use crate::spec::result::{Dns, Interface};
-use crate::spec::{Attachment, CniError, CniResult, Code, Prefix, Request, Version, json, version};
+use crate::spec::result::Interface;
+use crate::spec::{CniError, CniResult, Code, Prefix, Request, json, version};
 
 /// The plugin type.
 pub const TYPE: PluginType = PluginType {
@@ -43,15 +43,11 @@ struct Conf {
 
 /// What is wanted, decided.
 struct Ptp {
-    attachment: Attachment,
-    sandbox: String,
-    version: Version,
+    pod: PodInterface,
     masquerades: bool,
     masquerade_backend: Option<Backend>,
     mtu: Mtu,
     mac: Option<Mac>,
-    dns: Option<Dns>,
-    lease: Lease,
 }
 
 /// What the host decides, or what the result says was decided.
@@ -85,29 +81,24 @@ fn status(request: &Request, world: &mut World<'_>) -> anyhow::Result<()> {
         let msg = "ipMasq: this kernel has no nf_tables (CONFIG_NF_TABLES)";
         return Err(CniError::new(Code::Unavailable, msg).into());
     }
-    ipam::status(&ptp.lease, world)
+    ptp.pod.status(world)
 }
 
 impl Ptp {
     fn parse(request: &Request) -> Result<Self, CniError> {
         let conf: Conf = request.config.decode()?;
-        request.config.check_ipam()?;
-        request.config.lock_timeout()?;
-        let lease = Lease::wanted_by(request).ok_or_else(|| {
-            CniError::config(
+        let pod = PodInterface::parse(request, conf.dns)?;
+        if pod.lease.is_none() {
+            return Err(CniError::config(
                 "ipam: ptp requires an IPAM configuration; without addresses no packet finds its way",
-            )
-        })?;
+            ));
+        }
         Ok(Self {
-            attachment: request.attachment.clone(),
-            sandbox: request.netns.as_ref().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),
-            version: request.config.version,
+            pod,
             masquerades: conf.ip_masq,
             masquerade_backend: Backend::configured(&conf.ip_masq_backend)?,
             mtu: Mtu::parse(&conf.mtu)?,
             mac: requested_mac(request, "")?,
-            dns: conf.dns.into_override(),
-            lease,
         })
     }
 
@@ -133,12 +124,7 @@ impl Ptp {
         }
         resources.push(self.veth(facts));
         resources.push(Resource::Connections(resource::Connections { addresses: addresses.clone() }));
-        if addresses.iter().any(IpAddr::is_ipv6) {
-            resources.push(Resource::PodSysctls(resource::PodSysctls {
-                ifname: self.attachment.ifname.clone(),
-                detect_duplicates: false,
-            }));
-        }
+        resources.extend(self.pod.sysctls(ipam));
         resources.extend([
             Resource::PodRoutes(resource::PodRoutes {
                 link: facts.host_name.clone(),
@@ -146,19 +132,14 @@ impl Ptp {
                 addresses: addresses.clone(),
             }),
             Resource::PointToPoint(resource::PointToPoint {
-                addressing: resource::Addressing {
-                    ifname: self.attachment.ifname.clone(),
-                    addresses: ipam.ips.iter().map(|ip| ip.address).collect(),
-                    routes: decide_next_hops(ipam),
-                    detect_duplicates: false,
-                },
+                addressing: self.pod.addressing(ipam),
                 gateways: uplinks,
             }),
             Resource::PortState(resource::PortState { link: facts.host_name.clone(), addresses }),
         ]);
         if let Some(backend) = facts.masquerade {
             resources.push(Resource::Masquerade(resource::Masquerade {
-                attachment: self.attachment.clone(),
+                attachment: self.pod.attachment.clone(),
                 backend,
                 sources: ipam.ips.iter().map(|ip| ip.address).collect(),
             }));
@@ -168,7 +149,7 @@ impl Ptp {
 
     fn veth(&self, facts: &Facts) -> Resource {
         Resource::Veth(resource::Veth {
-            attachment: self.attachment.clone(),
+            attachment: self.pod.attachment.clone(),
             host_name: facts.host_name.clone(),
             host_mac: facts.host_mac,
             bridge: None,
@@ -181,11 +162,11 @@ impl Ptp {
 
     fn decide(&self, ipam: &CniResult, world: &mut World<'_>) -> anyhow::Result<Facts> {
         // An interface that is there before its address cannot be named after it.
-        let named_after = if self.lease.needs_link() { &[] } else { ipam.ips.as_slice() };
+        let named_after = if self.pod.is_before_addresses() { &[] } else { ipam.ips.as_slice() };
         Ok(Facts {
-            host_name: veth::host_name(&self.attachment),
-            host_mac: veth::host_mac(&self.attachment),
-            mac: Some(self.mac.unwrap_or_else(|| veth::pod_mac(&self.attachment, named_after))),
+            host_name: veth::host_name(&self.pod.attachment),
+            host_mac: veth::host_mac(&self.pod.attachment),
+            mac: Some(self.mac.unwrap_or_else(|| veth::pod_mac(&self.pod.attachment, named_after))),
             mtu: self.mtu.decide(world)?,
             masquerade: self.decide_backend(world)?,
         })
@@ -196,25 +177,15 @@ impl Ptp {
     }
 
     fn interfaces(&self, facts: &Facts) -> Vec<Interface> {
-        // Decoders of older versions may refuse a key that they do not know.
-        let mtu = (self.version >= Version::V1_1_0).then(|| facts.mtu.unwrap_or(MTU_DEFAULT));
-        let interface = |name: &str, mac: Option<Mac>, sandbox: &str| Interface {
-            name: name.to_owned(),
-            mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
-            mtu,
-            sandbox: sandbox.to_owned(),
-            ..Interface::default()
-        };
-        vec![
-            interface(&facts.host_name, Some(facts.host_mac), ""),
-            interface(&self.attachment.ifname, facts.mac, &self.sandbox),
-        ]
+        let mtu = Some(facts.mtu.unwrap_or(MTU_DEFAULT));
+        let outer = self.pod.link_in_result(&facts.host_name, Some(facts.host_mac), mtu);
+        vec![outer, self.pod.in_result(facts.mac, mtu)]
     }
 }
 
 impl Plugin for Ptp {
     fn lease(&self) -> Option<Lease> {
-        Some(self.lease.clone())
+        self.pod.lease.clone()
     }
 
     fn enters_pod(&self) -> bool {
@@ -223,23 +194,15 @@ impl Plugin for Ptp {
 
     fn links(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
         let facts = self.decide(&CniResult::default(), world)?;
-        let up = resource::PodLinkUp { ifname: self.attachment.ifname.clone() };
         let carrying = resource::PortState { link: facts.host_name.clone(), addresses: Vec::new() };
-        Ok(vec![self.veth(&facts), Resource::PodLinkUp(up), Resource::PortState(carrying)])
+        Ok(vec![self.veth(&facts), self.pod.up(), Resource::PortState(carrying)])
     }
 
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
-        let mut ipam = leased;
-        if ipam.ips.is_empty() {
-            return Err(CniError::config("ipam: IPAM plugin returned missing IP config").into());
-        }
+        // The container's interface is the second of the result.
+        let mut ipam = self.pod.adopt(leased, 1)?;
         for ip in &mut ipam.ips {
-            // The container's interface is the second of the result.
-            ip.interface = Some(1);
             ip.gateway = Some(gateway_of(ip.address, ip.gateway)?);
-        }
-        if let Some(dns) = &self.dns {
-            ipam.dns = dns.clone();
         }
         let facts = self.decide(&ipam, world)?;
         check_ipv6(facts.mtu, &ipam.ips)?;
@@ -249,26 +212,21 @@ impl Plugin for Ptp {
     }
 
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
-        let (container, ipam) = prev.interface_of(&self.attachment.ifname, &self.sandbox)?;
+        let (container, ipam) = prev.interface_of(&self.pod.attachment.ifname, &self.pod.sandbox)?;
         // Another suite's host link has a name of its own, and later plugins may have added links to the result.
-        let own_name = veth::host_name(&self.attachment);
+        let own_name = veth::host_name(&self.pod.attachment);
         let on_host = || prev.interfaces.iter().filter(|i| i.sandbox.is_empty());
         let host =
             on_host().find(|i| i.name == own_name).or_else(|| on_host().find(|i| i.name.starts_with("veth")));
         let mac_of = |interface: &Interface| interface.mac.parse::<Mac>().ok();
         let facts = Facts {
-            host_mac: host.and_then(mac_of).unwrap_or_else(|| veth::host_mac(&self.attachment)),
+            host_mac: host.and_then(mac_of).unwrap_or_else(|| veth::host_mac(&self.pod.attachment)),
             host_name: host.map_or(own_name, |i| i.name.clone()),
             mac: mac_of(container),
-            mtu: match self.mtu {
-                Mtu::Fixed(mtu) => Some(mtu),
-                // What "auto" or the kernel chose then is in the result, if its version can say so.
-                Mtu::Auto | Mtu::Default => container.mtu,
-            },
+            mtu: self.mtu.expected(container.mtu),
             masquerade: self.decide_backend(world)?,
         };
-        let lease = Resource::Lease(self.lease.clone().with_addresses_of(&ipam));
-        Ok([lease].into_iter().chain(self.resources(&ipam, &facts)).collect())
+        Ok(self.pod.leased(&ipam).into_iter().chain(self.resources(&ipam, &facts)).collect())
     }
 }
 

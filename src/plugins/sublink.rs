@@ -6,19 +6,12 @@ use crate::net::{Link, Mac};
 use crate::plan::{Plan, Plugin};
 use crate::plugins::conf::DnsConf;
 use crate::plugins::feature::LinkKind;
-use crate::plugins::ipam;
-use crate::resource::addressing::decide_next_hops;
+use crate::plugins::mtu::{MTU_DEFAULT, MTU_MIN, check_ipv6};
+use crate::plugins::pod_interface::PodInterface;
 use crate::resource::sublink::{Mtu, Place, Sandbox, mac_of};
 use crate::resource::{self, Lease, Resource, World};
 use crate::spec::names::check_ifname;
-use crate::spec::result::{Dns, Interface};
-use crate::spec::{Attachment, CniError, CniResult, Code, Request, Version};
-
-/// Smallest MTU that IPv6 allows (RFC 8200), and smallest of IPv4 (RFC 791).
-const MTU_IPV6: u32 = 1280;
-const MTU_MIN: u32 = 68;
-/// MTU of a dummy, if nobody says: that of Ethernet.
-const MTU_DUMMY: u32 = 1500;
+use crate::spec::{CniError, CniResult, Code, Request};
 
 /// The keys that are the same in several of these plugins.
 #[derive(Debug, Default)]
@@ -32,16 +25,14 @@ pub(super) struct SharedConf {
 /// What is wanted, decided.
 #[derive(Clone, Debug)]
 pub(super) struct Sublink {
-    attachment: Attachment,
-    version: Version,
+    pod: PodInterface,
     settings: Settings,
     place: Place,
     master: Master,
     mtu: Option<u32>,
     mac: Option<Mac>,
-    detect_duplicates: bool,
-    dns: Option<Dns>,
-    addresses: Addresses,
+    /// What there is instead of an IPAM's answer: the result of the plugin before in the chain.
+    given: Option<CniResult>,
 }
 
 /// Which link is the master.
@@ -55,17 +46,6 @@ pub(super) enum Master {
     OfDefaultRoute,
     /// What the plugin before in the chain says, which is known on ADD only, and then by name.
     OfChain,
-}
-
-/// Where addresses come from.
-#[derive(Clone, Debug)]
-pub(super) enum Addresses {
-    /// From nowhere: the interface is for other protocols.
-    Nowhere,
-    /// From an IPAM.
-    Leased(Lease),
-    /// From the plugin before in the chain.
-    Given(CniResult),
 }
 
 /// What the master has and what follows from it, or what the result says.
@@ -91,19 +71,16 @@ impl Sublink {
         master: Master,
         shared: SharedConf,
     ) -> Result<Self, CniError> {
-        request.config.check_ipam()?;
-        request.config.lock_timeout()?;
+        let mut pod = PodInterface::parse(request, shared.dns)?;
+        pod.detect_duplicates = shared.enabledad;
         Ok(Self {
-            attachment: request.attachment.clone(),
-            version: request.config.version,
+            pod,
             settings,
             place: if shared.link_in_container { Place::Pod } else { Place::Host },
             master,
             mtu: parse_mtu(shared.mtu)?,
             mac: None,
-            detect_duplicates: shared.enabledad,
-            dns: shared.dns.into_override(),
-            addresses: Lease::wanted_by(request).map_or(Addresses::Nowhere, Addresses::Leased),
+            given: None,
         })
     }
 
@@ -114,7 +91,7 @@ impl Sublink {
 
     /// The same with the addresses, routes and DNS settings of the plugin before in the chain.
     pub(super) fn with_addresses_of(self, before: CniResult) -> Self {
-        Self { addresses: Addresses::Given(before), ..self }
+        Self { given: Some(before), ..self }
     }
 
     /// The error of code 50 if an ADD could not be served now.
@@ -129,10 +106,7 @@ impl Sublink {
                 CniError { code: Code::Unavailable as u32, ..error }
             })?;
         }
-        match &self.addresses {
-            Addresses::Leased(lease) => ipam::status(lease, world),
-            Addresses::Nowhere | Addresses::Given(_) => Ok(()),
-        }
+        self.pod.status(world)
     }
 
     /// The master, if there is to be one, and it is fit for it.
@@ -180,13 +154,13 @@ impl Sublink {
         let mac = match self.settings {
             Settings::Macvlan { mode: MacvlanMode::Passthru, .. } => self.mac.or(inherited),
             Settings::Macvlan { .. } | Settings::Dummy => {
-                Some(self.mac.unwrap_or_else(|| mac_of(&self.attachment)))
+                Some(self.mac.unwrap_or_else(|| mac_of(&self.pod.attachment)))
             }
             Settings::Ipvlan { .. } | Settings::Vlan { .. } => inherited,
         };
         let mtu = match self.mtu {
             Some(mtu) => Mtu::Fixed(mtu),
-            None => Mtu::Inherited(Some(master.as_ref().map_or(MTU_DUMMY, |link| link.mtu))),
+            None => Mtu::Inherited(Some(master.as_ref().map_or(MTU_DEFAULT, |link| link.mtu))),
         };
         Ok(Facts { sandbox: sandbox(world)?, master: master.map(|link| link.name), mac, mtu })
     }
@@ -194,7 +168,7 @@ impl Sublink {
     /// The interface itself.
     fn link(&self, facts: &Facts) -> Resource {
         Resource::Sublink(resource::Sublink {
-            attachment: self.attachment.clone(),
+            attachment: self.pod.attachment.clone(),
             sandbox: facts.sandbox.clone(),
             settings: self.settings,
             place: self.place,
@@ -206,64 +180,25 @@ impl Sublink {
 
     /// What the attachment is made of. `ipam` has the addresses and the routes.
     fn resources(&self, ipam: &CniResult, facts: &Facts) -> Vec<Resource> {
-        let ifname = &self.attachment.ifname;
         let mut resources = vec![self.link(facts)];
         // Nothing else of these passes the host's netfilter.
         if matches!(self.settings, Settings::Ipvlan { mode: IpvlanMode::L3s }) && !ipam.ips.is_empty() {
             let addresses = ipam.ips.iter().map(|ip| ip.address.address()).collect();
             resources.push(Resource::Connections(resource::Connections { addresses }));
         }
-        if ipam.ips.iter().any(|ip| ip.address.is_ipv6()) {
-            resources.push(Resource::PodSysctls(resource::PodSysctls {
-                ifname: ifname.clone(),
-                detect_duplicates: self.detect_duplicates,
-            }));
-        }
-        resources.push(Resource::Addressing(resource::Addressing {
-            ifname: ifname.clone(),
-            addresses: ipam.ips.iter().map(|ip| ip.address).collect(),
-            routes: decide_next_hops(ipam),
-            detect_duplicates: self.detect_duplicates,
-        }));
+        resources.extend(self.pod.sysctls(ipam));
+        resources.push(Resource::Addressing(self.pod.addressing(ipam)));
         // An interface that comes up with its addresses announces them by itself.
-        if let Some(mac) = facts.mac.filter(|_| self.is_up_before_addresses()) {
-            let addresses = ipam.ips.iter().map(|ip| ip.address.address());
-            resources.push(Resource::Announcement(resource::Announcement {
-                ifname: ifname.clone(),
-                mac,
-                addresses: addresses.filter(|it| it.is_ipv4() || !self.detect_duplicates).collect(),
-            }));
+        if self.pod.is_before_addresses() {
+            resources.extend(self.pod.announcement(facts.mac, ipam));
         }
         resources
-    }
-
-    /// Whether the IPAM is asked over the interface.
-    fn is_up_before_addresses(&self) -> bool {
-        matches!(&self.addresses, Addresses::Leased(lease) if lease.needs_link())
-    }
-
-    fn interface(&self, facts: &Facts) -> Interface {
-        let mtu = match facts.mtu {
-            Mtu::Fixed(mtu) => Some(mtu),
-            Mtu::Inherited(mtu) => mtu,
-        };
-        Interface {
-            name: self.attachment.ifname.clone(),
-            mac: facts.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-            // Decoders of older versions may refuse a key that they do not know.
-            mtu: mtu.filter(|_| self.version >= Version::V1_1_0),
-            sandbox: facts.sandbox.path.to_string_lossy().into_owned(),
-            ..Interface::default()
-        }
     }
 }
 
 impl Plugin for Sublink {
     fn lease(&self) -> Option<Lease> {
-        match &self.addresses {
-            Addresses::Leased(lease) => Some(lease.clone()),
-            Addresses::Nowhere | Addresses::Given(_) => None,
-        }
+        self.pod.lease.clone()
     }
 
     fn enters_pod(&self) -> bool {
@@ -272,42 +207,24 @@ impl Plugin for Sublink {
 
     fn links(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
         let link = self.link(&self.look(world)?);
-        let up = resource::PodLinkUp { ifname: self.attachment.ifname.clone() };
-        Ok(vec![link, Resource::PodLinkUp(up)])
+        Ok(vec![link, self.pod.up()])
     }
 
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
-        let mut ipam = match &self.addresses {
-            Addresses::Given(before) => before.clone(),
-            Addresses::Leased(_) | Addresses::Nowhere => leased,
-        };
-        if self.lease().is_some() && ipam.ips.is_empty() {
-            return Err(CniError::config("ipam: IPAM plugin returned missing IP config").into());
-        }
-        for ip in &mut ipam.ips {
-            ip.interface = Some(0);
-        }
-        if let Some(dns) = &self.dns {
-            ipam.dns = dns.clone();
-        }
+        let ipam = self.pod.adopt(self.given.clone().unwrap_or(leased), 0)?;
         let facts = self.look(world)?;
-        if let Mtu::Fixed(mtu) | Mtu::Inherited(Some(mtu)) = facts.mtu
-            && mtu < MTU_IPV6
-            && ipam.ips.iter().any(|ip| ip.address.is_ipv6())
-        {
-            let msg = format!("mtu: {mtu} is too small for IPv6, which needs {MTU_IPV6}");
-            return Err(CniError::config(msg).into());
-        }
+        let mtu = match facts.mtu {
+            Mtu::Fixed(mtu) => Some(mtu),
+            Mtu::Inherited(mtu) => mtu,
+        };
+        check_ipv6(mtu, &ipam.ips)?;
         let resources = self.resources(&ipam, &facts);
-        let result = CniResult { interfaces: vec![self.interface(&facts)], ..ipam };
+        let result = CniResult { interfaces: vec![self.pod.in_result(facts.mac, mtu)], ..ipam };
         Ok(Plan { resources, result })
     }
 
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
-        let ifname = &self.attachment.ifname;
-        let sandbox = sandbox(world)?;
-        let path = sandbox.path.to_string_lossy();
-        let (interface, ipam) = prev.interface_of(ifname, &path)?;
+        let (interface, ipam) = prev.interface_of(&self.pod.attachment.ifname, &self.pod.sandbox)?;
         let facts = Facts {
             // What the default route was at the time of the ADD is not known any more.
             master: match &self.master {
@@ -316,10 +233,9 @@ impl Plugin for Sublink {
             },
             mac: interface.mac.parse().ok(),
             mtu: self.mtu.map_or(Mtu::Inherited(interface.mtu), Mtu::Fixed),
-            sandbox,
+            sandbox: sandbox(world)?,
         };
-        let lease = self.lease().map(|lease| Resource::Lease(lease.with_addresses_of(&ipam)));
-        Ok(lease.into_iter().chain(self.resources(&ipam, &facts)).collect())
+        Ok(self.pod.leased(&ipam).into_iter().chain(self.resources(&ipam, &facts)).collect())
     }
 }
 

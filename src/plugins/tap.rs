@@ -3,19 +3,18 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::PluginType;
 use super::conf::{DnsConf, requested_mac};
 use super::feature::LinkKind;
 use super::mtu::{MTU_DEFAULT, Mtu, check_ipv6};
+use super::pod_interface::PodInterface;
 use super::sublink::{leftovers, sandbox};
-use super::{PluginType, ipam};
 use crate::net::{Mac, selinux, tun};
 use crate::plan::{Plan, Plugin};
-use crate::resource::addressing::decide_next_hops;
 use crate::resource::sublink::mac_of;
 use crate::resource::{self, Lease, Resource, World};
 use crate::spec::names::check_ifname;
-use crate::spec::result::{Dns, Interface};
-use crate::spec::{Attachment, CniError, CniResult, Code, Request, Version, json, version};
+use crate::spec::{CniError, CniResult, Code, Request, json, version};
 
 /// The plugin type.
 pub const TYPE: PluginType = PluginType {
@@ -62,8 +61,7 @@ impl Default for Conf {
 
 /// What is wanted, decided.
 struct Tap {
-    attachment: Attachment,
-    version: Version,
+    pod: PodInterface,
     multi_queue: bool,
     vnet_hdr: bool,
     mtu: Mtu,
@@ -72,8 +70,6 @@ struct Tap {
     group: Option<u32>,
     label: Option<String>,
     bridge: Option<String>,
-    dns: Option<Dns>,
-    lease: Option<Lease>,
 }
 
 /// The error of code 50 if an ADD could not be served now.
@@ -84,14 +80,14 @@ fn status(request: &Request, world: &mut World<'_>) -> anyhow::Result<()> {
         return Err(unavailable(format!("this host has no {}", tun::DEVICE)).into());
     }
     LinkKind { kind: "tun", module: "tun", what: "TAP devices (CONFIG_TUN)" }.is_at_work(world)?;
-    tap.lease.map_or(Ok(()), |lease| ipam::status(&lease, world))
+    tap.pod.status(world)
 }
 
 impl Tap {
     fn parse(request: &Request) -> Result<Self, CniError> {
         let conf: Conf = request.config.decode()?;
-        request.config.check_ipam()?;
-        request.config.lock_timeout()?;
+        // Nobody is at the other end yet who could have the same address, so nothing looks for duplicates.
+        let pod = PodInterface::parse(request, conf.dns)?;
         if !conf.bridge.is_empty() {
             check_ifname(&conf.bridge)
                 .map_err(|why| CniError::config(format!("bridge: the name {:?} {why}", conf.bridge)))?;
@@ -107,8 +103,7 @@ impl Tap {
         }
         let given = |text: String| Some(text).filter(|text| !text.is_empty());
         Ok(Self {
-            attachment: request.attachment.clone(),
-            version: request.config.version,
+            pod,
             multi_queue: conf.multi_queue,
             vnet_hdr: conf.vnet_hdr,
             mtu: Mtu::parse(&conf.mtu)?,
@@ -117,8 +112,6 @@ impl Tap {
             group: conf.group,
             label: given(conf.selinux_context),
             bridge: given(conf.bridge),
-            dns: conf.dns.into_override(),
-            lease: Lease::wanted_by(request),
         })
     }
 
@@ -129,7 +122,7 @@ impl Tap {
         world: &mut World<'_>,
     ) -> anyhow::Result<resource::Tap> {
         Ok(resource::Tap {
-            attachment: self.attachment.clone(),
+            attachment: self.pod.attachment.clone(),
             sandbox: sandbox(world)?,
             mac,
             mtu,
@@ -144,29 +137,16 @@ impl Tap {
 
     /// What the attachment is made of.
     fn resources(&self, device: resource::Tap, ipam: &CniResult) -> Vec<Resource> {
-        let ifname = &self.attachment.ifname;
         let mut resources = vec![Resource::Tap(device)];
-        // Nobody is at the other end yet who could have the same address.
-        let detect_duplicates = false;
-        if ipam.ips.iter().any(|ip| ip.address.is_ipv6()) {
-            resources.push(Resource::PodSysctls(resource::PodSysctls {
-                ifname: ifname.clone(),
-                detect_duplicates,
-            }));
-        }
-        resources.push(Resource::Addressing(resource::Addressing {
-            ifname: ifname.clone(),
-            addresses: ipam.ips.iter().map(|ip| ip.address).collect(),
-            routes: decide_next_hops(ipam),
-            detect_duplicates,
-        }));
+        resources.extend(self.pod.sysctls(ipam));
+        resources.push(Resource::Addressing(self.pod.addressing(ipam)));
         resources
     }
 }
 
 impl Plugin for Tap {
     fn lease(&self) -> Option<Lease> {
-        self.lease.clone()
+        self.pod.lease.clone()
     }
 
     fn enters_pod(&self) -> bool {
@@ -174,47 +154,24 @@ impl Plugin for Tap {
     }
 
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
-        let mut ipam = leased;
-        if self.lease.is_some() && ipam.ips.is_empty() {
-            return Err(CniError::config("ipam: IPAM plugin returned missing IP config").into());
-        }
+        let ipam = self.pod.adopt(leased, 0)?;
         if let Some(label) = self.label.as_ref().filter(|_| !selinux::is_enabled()) {
             let msg = format!("selinuxContext: {label:?} cannot be had: this kernel runs without SELinux");
             return Err(CniError::config(msg).into());
         }
-        for ip in &mut ipam.ips {
-            ip.interface = Some(0);
-        }
-        if let Some(dns) = &self.dns {
-            ipam.dns = dns.clone();
-        }
         let mtu = self.mtu.decide(world)?;
         check_ipv6(mtu, &ipam.ips)?;
-        let mac = self.mac.unwrap_or_else(|| mac_of(&self.attachment));
+        let mac = self.mac.unwrap_or_else(|| mac_of(&self.pod.attachment));
         let device = self.device(Some(mac), mtu, world)?;
-        let interface = Interface {
-            name: self.attachment.ifname.clone(),
-            mac: mac.to_string(),
-            // Decoders of older versions may refuse a key that they do not know.
-            mtu: (self.version >= Version::V1_1_0).then(|| mtu.unwrap_or(MTU_DEFAULT)),
-            sandbox: device.sandbox.path.to_string_lossy().into_owned(),
-            ..Interface::default()
-        };
+        let interface = self.pod.in_result(Some(mac), Some(mtu.unwrap_or(MTU_DEFAULT)));
         let resources = self.resources(device, &ipam);
         Ok(Plan { resources, result: CniResult { interfaces: vec![interface], ..ipam } })
     }
 
     fn expect(&self, prev: &CniResult, world: &mut World<'_>) -> anyhow::Result<Vec<Resource>> {
-        let ifname = &self.attachment.ifname;
-        let path = sandbox(world)?.path.to_string_lossy().into_owned();
-        let (interface, ipam) = prev.interface_of(ifname, &path)?;
-        let mtu = match self.mtu {
-            Mtu::Fixed(mtu) => Some(mtu),
-            // What "auto" or the kernel chose then is in the result, if its version can say so.
-            Mtu::Auto | Mtu::Default => interface.mtu,
-        };
+        let (interface, ipam) = prev.interface_of(&self.pod.attachment.ifname, &self.pod.sandbox)?;
+        let mtu = self.mtu.expected(interface.mtu);
         let device = self.device(interface.mac.parse().ok(), mtu, world)?;
-        let lease = self.lease.clone().map(|lease| Resource::Lease(lease.with_addresses_of(&ipam)));
-        Ok(lease.into_iter().chain(self.resources(device, &ipam)).collect())
+        Ok(self.pod.leased(&ipam).into_iter().chain(self.resources(device, &ipam)).collect())
     }
 }

@@ -8,11 +8,11 @@ use serde_json::Value;
 use crate::net::Mac;
 use crate::plugins::conf::{DnsConf, requested_mac};
 use crate::plugins::mtu::Mtu;
+use crate::plugins::pod_interface::PodInterface;
 use crate::resource::masquerade::Backend;
-use crate::resource::{Lease, vlan_gateway};
+use crate::resource::vlan_gateway;
 use crate::spec::names::check_ifname;
-use crate::spec::result::Dns;
-use crate::spec::{Attachment, CniError, Request, Version};
+use crate::spec::{CniError, Request};
 
 /// Largest ID of a VLAN (IEEE 802.1Q; 4095 is reserved).
 const VLAN_MAX: i64 = 4094;
@@ -53,9 +53,7 @@ struct TrunkConf {
 /// What is wanted, decided.
 #[derive(Clone, Debug)]
 pub(super) struct Bridge {
-    pub(super) attachment: Attachment,
-    pub(super) sandbox: String,
-    pub(super) version: Version,
+    pub(super) pod: PodInterface,
     pub(super) name: String,
     pub(super) is_gateway: bool,
     pub(super) is_default_gateway: bool,
@@ -68,12 +66,9 @@ pub(super) struct Bridge {
     pub(super) vlans: Option<Vlans>,
     pub(super) guards_mac: bool,
     pub(super) guards_senders: bool,
-    pub(super) detect_duplicates: bool,
     pub(super) leaves_interface_down: bool,
     pub(super) isolated: bool,
     pub(super) mac: Option<Mac>,
-    pub(super) dns: Option<Dns>,
-    pub(super) lease: Option<Lease>,
 }
 
 /// The VLANs of the pod's bridge port.
@@ -91,24 +86,23 @@ impl Bridge {
     /// Decides on everything that the configuration says.
     pub(super) fn parse(request: &Request) -> Result<Self, CniError> {
         let conf: Conf = request.config.decode()?;
-        request.config.check_ipam()?;
-        request.config.lock_timeout()?;
+        let mut pod = PodInterface::parse(request, conf.dns)?;
+        pod.detect_duplicates = conf.enabledad;
         request.config.delegate_timeout()?;
         let name = if conf.bridge.is_empty() { "cni0".to_owned() } else { conf.bridge };
         check_ifname(&name).map_err(|why| CniError::config(format!("bridge: the name {name:?} {why}")))?;
-        let lease = Lease::wanted_by(request);
         if conf.hairpin_mode && conf.promisc_mode {
             return Err(CniError::config(
                 "hairpinMode, promiscMode: cannot set hairpin mode and promiscuous mode at the same time",
             ));
         }
-        if conf.disable_container_interface && lease.is_some() {
+        if conf.disable_container_interface && pod.lease.is_some() {
             return Err(CniError::config(
                 "disableContainerInterface: cannot use IPAM when the container interface is disabled; leave out \
                  ipam or disableContainerInterface",
             ));
         }
-        if conf.spoof_guard && lease.is_none() {
+        if conf.spoof_guard && pod.lease.is_none() {
             return Err(CniError::config(
                 "spoofGuard: cannot be without ipam, which says what addresses the pod may send from",
             ));
@@ -125,9 +119,7 @@ impl Bridge {
             }
         }
         Ok(Self {
-            attachment: request.attachment.clone(),
-            sandbox: request.netns.as_ref().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),
-            version: request.config.version,
+            pod,
             name,
             is_gateway: conf.is_gateway || conf.is_default_gateway,
             is_default_gateway: conf.is_default_gateway,
@@ -140,12 +132,9 @@ impl Bridge {
             vlans,
             guards_mac: conf.macspoofchk,
             guards_senders: conf.spoof_guard,
-            detect_duplicates: conf.enabledad,
             leaves_interface_down: conf.disable_container_interface,
             isolated: conf.port_isolation,
             mac: requested_mac(request, "")?,
-            dns: conf.dns.into_override(),
-            lease,
         })
     }
 }

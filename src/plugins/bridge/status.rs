@@ -4,7 +4,6 @@
 use super::conf::Bridge;
 use crate::net::{Link, sysctl};
 use crate::plugins::feature::{self, LinkKind};
-use crate::plugins::ipam;
 use crate::resource::World;
 use crate::spec::{CniError, Code, Request};
 
@@ -18,7 +17,7 @@ pub(super) fn status(request: &Request, world: &mut World<'_>) -> anyhow::Result
         bridge.look_after_pods(found, world)?;
     }
     bridge.look_for_features(found.as_ref(), world)?;
-    bridge.lease.as_ref().map_or(Ok(()), |lease| ipam::status(lease, world))
+    bridge.pod.status(world)
 }
 
 fn unavailable(msg: String) -> anyhow::Error {
