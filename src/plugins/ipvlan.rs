@@ -1,41 +1,42 @@
 //! `ipvlan`: a link in the pod with its master's MAC address, told from others by its IP addresses. Alone, with an IPAM;
 //! or in a chain, where it may take addresses and master from the result of the plugin before.
 
+use std::sync::LazyLock;
+
 use serde::Deserialize;
 
 use super::PluginType;
-use super::conf::DnsConf;
-use super::sublink::{self, Master, SharedConf, Sublink};
+use super::sublink::{self, Master, Sublink};
 use crate::net::rtnl::sublink::{IpvlanMode, Settings};
 use crate::resource::Lease;
-use crate::spec::{CniError, CniResult, Command, Request, json, version};
+use crate::spec::{CniError, CniResult, Command, Request, version};
 
 /// The plugin type.
 pub const TYPE: PluginType = PluginType {
     name: "ipvlan",
     versions: &version::ALL,
-    keys: json::keys_of::<Conf>,
+    keys: || &KEYS,
     parse: |request| Ok(Box::new(parse(request)?)),
     leftovers: |request| sublink::leftovers(request, "ipvlan"),
     lease: Lease::wanted_by,
     status: |request, world| parse(request)?.status(world),
 };
 
-/// The keys, as they were written.
+static KEYS: LazyLock<Vec<&'static str>> = LazyLock::new(sublink::keys_with::<Conf>);
+
+/// The keys that others do not have, as they were written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Conf {
     master: String,
     mode: String,
-    mtu: i64,
-    link_in_container: bool,
-    enabledad: bool,
-    dns: DnsConf,
 }
 
 fn parse(request: &Request) -> Result<Sublink, CniError> {
     let conf: Conf = request.config.decode()?;
-    let settings = Settings::Ipvlan { mode: parse_mode(&conf.mode)? };
+    let settings = Settings::Ipvlan {
+        mode: sublink::parse_mode("ipvlan", &conf.mode, &IpvlanMode::ALL, IpvlanMode::as_str)?,
+    };
     let has_ipam = request.config.ipam_type.is_some();
     // On any other verb it is this plugin's own, or that of the whole chain, or there is none.
     let before = match request.command {
@@ -48,13 +49,7 @@ fn parse(request: &Request) -> Result<Sublink, CniError> {
         None if !has_ipam => Master::OfChain,
         None => Master::OfDefaultRoute,
     };
-    let shared = SharedConf {
-        mtu: conf.mtu,
-        link_in_container: conf.link_in_container,
-        enabledad: conf.enabledad,
-        dns: conf.dns,
-    };
-    let ipvlan = Sublink::new(request, settings, master, shared)?;
+    let ipvlan = Sublink::new(request, settings, master, request.config.decode()?)?;
     match before {
         _ if has_ipam => Ok(ipvlan),
         Some(before) if !before.ips.is_empty() => Ok(ipvlan.with_addresses_of(before)),
@@ -77,33 +72,12 @@ fn only_interface(before: &CniResult) -> Result<Master, CniError> {
     }
 }
 
-/// `mode`: `l2` if it is not given.
-fn parse_mode(name: &str) -> Result<IpvlanMode, CniError> {
-    if name.is_empty() {
-        return Ok(IpvlanMode::L2);
-    }
-    IpvlanMode::ALL.into_iter().find(|mode| mode.as_str() == name).ok_or_else(|| {
-        let known: Vec<&str> = IpvlanMode::ALL.into_iter().map(IpvlanMode::as_str).collect();
-        CniError::config(format!("mode: unknown ipvlan mode {name:?}; known are {}", known.join(", ")))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
     use crate::spec::Version;
-
-    #[test]
-    fn modes_are_known_by_name() {
-        assert_eq!(parse_mode(""), Ok(IpvlanMode::L2));
-        for mode in IpvlanMode::ALL {
-            assert_eq!(parse_mode(mode.as_str()), Ok(mode));
-        }
-        let error = parse_mode("l4").unwrap_err();
-        assert!(error.code == 7 && error.msg.contains("\"l4\"") && error.msg.contains("l3s"), "{error}");
-    }
 
     #[test]
     fn a_chain_has_one_master() {

@@ -1,6 +1,9 @@
 //! What `macvlan`, `ipvlan`, `vlan` and `dummy` have in common: an interface in the pod that shares a master with the host
 //! or has none, addresses, routes. What such an attachment is made of is said in `Sublink::resources`.
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
 use crate::net::rtnl::sublink::{IpvlanMode, MacvlanMode, Settings};
 use crate::net::{Link, Mac};
 use crate::plan::{Plan, Plugin};
@@ -11,15 +14,21 @@ use crate::plugins::pod_interface::PodInterface;
 use crate::resource::sublink::{Mtu, Place, Sandbox, mac_of};
 use crate::resource::{self, Lease, Resource, World};
 use crate::spec::names::check_ifname;
-use crate::spec::{CniError, CniResult, Code, Request};
+use crate::spec::{CniError, CniResult, Code, Request, json};
 
-/// The keys that are the same in several of these plugins.
-#[derive(Debug, Default)]
+/// The keys that `macvlan`, `ipvlan` and `vlan` have alike, as they were written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub(super) struct SharedConf {
-    pub(super) mtu: i64,
-    pub(super) link_in_container: bool,
-    pub(super) enabledad: bool,
-    pub(super) dns: DnsConf,
+    mtu: i64,
+    link_in_container: bool,
+    enabledad: bool,
+    dns: DnsConf,
+}
+
+/// The keys of a plugin that has these and its own.
+pub(super) fn keys_with<Own: DeserializeOwned>() -> Vec<&'static str> {
+    json::keys_of::<Own>().iter().chain(json::keys_of::<SharedConf>()).copied().collect()
 }
 
 /// What is wanted, decided.
@@ -250,6 +259,19 @@ impl Master {
     }
 }
 
+/// `mode`: one of a kind of links, by its name; the first where none is given.
+pub(super) fn parse_mode<M: Copy>(
+    kind: &str,
+    name: &str,
+    modes: &[M],
+    as_str: fn(M) -> &'static str,
+) -> Result<M, CniError> {
+    modes.iter().copied().find(|mode| name.is_empty() || as_str(*mode) == name).ok_or_else(|| {
+        let known: Vec<&str> = modes.iter().copied().map(as_str).collect();
+        CniError::config(format!("mode: unknown {kind} mode {name:?}; known are {}", known.join(", ")))
+    })
+}
+
 /// The pod's namespace.
 pub(super) fn sandbox(world: &mut World<'_>) -> anyhow::Result<Sandbox> {
     let netns = world.pod()?.netns();
@@ -278,6 +300,21 @@ mod tests {
             let error = parse_mtu(bad).unwrap_err();
             assert!(error.code == 7 && error.msg.contains(&bad.to_string()), "{error}");
         }
+    }
+
+    #[test]
+    fn modes_are_known_by_name() {
+        let macvlan = |name| parse_mode("macvlan", name, &MacvlanMode::ALL, MacvlanMode::as_str);
+        let ipvlan = |name| parse_mode("ipvlan", name, &IpvlanMode::ALL, IpvlanMode::as_str);
+        assert_eq!((macvlan(""), ipvlan("")), (Ok(MacvlanMode::Bridge), Ok(IpvlanMode::L2)));
+        for mode in MacvlanMode::ALL {
+            assert_eq!(macvlan(mode.as_str()), Ok(mode));
+        }
+        for mode in IpvlanMode::ALL {
+            assert_eq!(ipvlan(mode.as_str()), Ok(mode));
+        }
+        let error = ipvlan("source").unwrap_err();
+        assert!(error.code == 7 && error.msg.contains("\"source\"") && error.msg.contains("l3s"), "{error}");
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! `vlan`: a VLAN of a link of the host, in the pod.
 
+use std::sync::LazyLock;
+
 use serde::Deserialize;
 
 use super::PluginType;
-use super::conf::DnsConf;
-use super::sublink::{self, Master, SharedConf, Sublink};
+use super::sublink::{self, Master, Sublink};
 use crate::net::rtnl::sublink::Settings;
 use crate::resource::Lease;
-use crate::spec::{CniError, Request, json, version};
+use crate::spec::{CniError, Request, version};
 
 /// Largest ID of a VLAN (IEEE 802.1Q; 4095 is reserved).
 const VLAN_MAX: u16 = 4094;
@@ -16,23 +17,21 @@ const VLAN_MAX: u16 = 4094;
 pub const TYPE: PluginType = PluginType {
     name: "vlan",
     versions: &version::ALL,
-    keys: json::keys_of::<Conf>,
+    keys: || &KEYS,
     parse: |request| Ok(Box::new(parse(request)?)),
     leftovers: |request| sublink::leftovers(request, "vlan"),
     lease: Lease::wanted_by,
     status: |request, world| parse(request)?.status(world),
 };
 
-/// The keys, as they were written.
+static KEYS: LazyLock<Vec<&'static str>> = LazyLock::new(sublink::keys_with::<Conf>);
+
+/// The keys that others do not have, as they were written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Conf {
     master: String,
     vlan_id: i64,
-    mtu: i64,
-    link_in_container: bool,
-    enabledad: bool,
-    dns: DnsConf,
 }
 
 fn parse(request: &Request) -> Result<Sublink, CniError> {
@@ -44,13 +43,7 @@ fn parse(request: &Request) -> Result<Sublink, CniError> {
     }
     let master = Master::parse(&conf.master)?;
     let settings = Settings::Vlan { id: parse_id(conf.vlan_id)? };
-    let shared = SharedConf {
-        mtu: conf.mtu,
-        link_in_container: conf.link_in_container,
-        enabledad: conf.enabledad,
-        dns: conf.dns,
-    };
-    Sublink::new(request, settings, master, shared)
+    Sublink::new(request, settings, master, request.config.decode()?)
 }
 
 fn parse_id(id: i64) -> Result<u16, CniError> {

@@ -76,7 +76,7 @@ pub enum IpvlanMode {
 }
 
 impl MacvlanMode {
-    /// All of them.
+    /// All of them, the usual one first.
     pub const ALL: [Self; 4] = [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru];
 
     /// Its name as iproute2 has it.
@@ -100,7 +100,7 @@ impl MacvlanMode {
 }
 
 impl IpvlanMode {
-    /// All of them.
+    /// All of them, the usual one first.
     pub const ALL: [Self; 3] = [Self::L2, Self::L3, Self::L3s];
 
     /// Its name as iproute2 has it.
