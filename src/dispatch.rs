@@ -1,7 +1,8 @@
 //! One call of a plugin: environment and configuration in, result or error object out.
 
 use std::cell::Cell;
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
@@ -239,10 +240,9 @@ fn refuse_own_netns(world: &mut World<'_>, environment: &Environment) -> Result<
 pub fn read_stdin() -> Result<Vec<u8>, CniError> {
     let failed =
         |why: String| CniError::new(Code::Io, format!("cannot read the configuration from stdin: {why}"));
-    let mut stdin = std::io::stdin();
-    if stdin.is_terminal() {
-        return Err(failed("it is a terminal; pipe a network configuration in".into()));
-    }
+    // Without the buffer of std: what is read is kept anyway.
+    // SAFETY: std has seen to it at the start that it is open, and nothing closes it.
+    let stdin = unsafe { BorrowedFd::borrow_raw(nix::libc::STDIN_FILENO) };
     let deadline = Instant::now() + STDIN_DEADLINE;
     let mut bytes = Vec::new();
     let mut chunk = [0; 8192];
@@ -250,16 +250,24 @@ pub fn read_stdin() -> Result<Vec<u8>, CniError> {
         // A whole configuration is nearly always there already; the wait is for the others.
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&stdin), PollFlags::POLLIN)], timeout) {
+        let mut readable = [PollFd::new(stdin, PollFlags::POLLIN)];
+        let outcome = match poll(&mut readable, PollTimeout::ZERO) {
+            Ok(0) if stdin.is_terminal() => {
+                return Err(failed("it is a terminal; pipe a network configuration in".into()));
+            }
+            Ok(0) => poll(&mut readable, timeout),
+            outcome => outcome,
+        };
+        match outcome {
             Ok(0) => return Err(failed(format!("it did not end within {} s", STDIN_DEADLINE.as_secs()))),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(failed(e.to_string())),
         }
-        match stdin.read(&mut chunk) {
+        match nix::unistd::read(stdin, &mut chunk) {
             Ok(0) => return Ok(bytes),
             Ok(len) => bytes.extend_from_slice(&chunk[..len]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(failed(e.to_string())),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(failed(e.desc().to_owned())),
         }
         if bytes.len() > MAX_BYTES {
             return Err(CniError::new(

@@ -1,29 +1,41 @@
 //! Which of 65,536 neighbouring addresses are taken.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
 /// Addresses of one block: those that share all but their last 16 bits.
 pub(super) const ADDRESSES: usize = 1 << 16;
 
 /// Bytes of one block.
 pub(super) const BYTES: usize = ADDRESSES / 8;
 
-/// A bit for each address of a block, least significant bit of the first byte first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Bitmap(Box<[u8]>);
+/// How much of a file is read at once: most blocks have few addresses that are taken, at their beginning.
+const CHUNK: usize = 512;
+
+/// A bit for each address of a block, least significant bit of the first byte first. It is as long as needed, and free
+/// beyond that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Bitmap(Vec<u8>);
 
 impl Bitmap {
-    /// All free.
-    pub(super) fn new() -> Self {
-        Self(vec![0; BYTES].into_boxed_slice())
+    /// What a file says; what it has beyond a block is nothing.
+    pub(super) fn read(file: &File) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        while bytes.len() < BYTES {
+            let mut chunk = [0; CHUNK];
+            let len = file.read_at(&mut chunk, bytes.len() as u64)?;
+            bytes.extend_from_slice(&chunk[..len]);
+            if len < CHUNK {
+                break;
+            }
+        }
+        Ok(Self(bytes))
     }
 
     /// The bits, to be read or written.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
-    }
-
-    /// The bits, to be filled.
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
     }
 
     /// Marks an address as taken and returns the byte that it is in, with its place.
@@ -38,6 +50,9 @@ impl Bitmap {
 
     fn change(&mut self, offset: u16, change: impl Fn(u8, u8) -> u8) -> (usize, u8) {
         let place = usize::from(offset / 8);
+        if self.0.len() <= place {
+            self.0.resize(place + 1, 0);
+        }
         self.0.get_mut(place).map_or((place, 0), |byte| {
             *byte = change(*byte, 1 << (offset % 8));
             (place, *byte)
@@ -88,8 +103,11 @@ impl Bitmap {
     }
 
     fn words(&self) -> impl Iterator<Item = u64> {
-        let (words, _) = self.0.as_chunks::<8>();
-        words.iter().map(|bytes| u64::from_le_bytes(*bytes))
+        let (words, rest) = self.0.as_chunks::<8>();
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        let rest = std::iter::once(u64::from_le_bytes(last)).chain(std::iter::repeat(0));
+        words.iter().map(|bytes| u64::from_le_bytes(*bytes)).chain(rest).take(BYTES / 8)
     }
 }
 
@@ -110,7 +128,7 @@ mod tests {
             len in 0u16..450,
         ) {
             let mut set: BTreeSet<u16> = taken;
-            let mut bitmap = Bitmap::new();
+            let mut bitmap = Bitmap::default();
             for &offset in &set {
                 bitmap.set(offset);
             }
@@ -129,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_ends_of_a_block() {
-        let mut bitmap = Bitmap::new();
+        let mut bitmap = Bitmap::default();
         for offset in 0..u16::MAX {
             bitmap.set(offset);
         }

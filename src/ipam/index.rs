@@ -119,7 +119,7 @@ impl Index {
         for address in owners.values().flatten().chain(opaque) {
             let number = to_number(*address);
             let block = self.blocks.entry(BlockId::of(address.is_ipv4(), number));
-            block.or_insert_with(|| Block { bits: Bitmap::new(), file: None }).bits.set(offset(number));
+            block.or_insert_with(|| Block { bits: Bitmap::default(), file: None }).bits.set(offset(number));
         }
         let written = self.write(&owners);
         self.owners = Some(owners);
@@ -320,17 +320,16 @@ impl Index {
     fn block(&mut self, id: BlockId) -> &mut Block {
         let (directory, fresh) = (&self.directory, self.owners.is_some());
         self.blocks.entry(id).or_insert_with(|| {
-            let mut bits = Bitmap::new();
             // What has just been built is complete: a block that it does not have, there is not.
             let file = directory
                 .as_ref()
                 .filter(|_| !fresh)
                 .and_then(|it| it.open_file(&id.file(), OFlag::O_RDWR, 0).ok());
-            if let Some(file) = &file
-                && let Err(error) = file.read_at(bits.bytes_mut(), 0)
-            {
+            let read = file.as_ref().map_or_else(|| Ok(Bitmap::default()), Bitmap::read);
+            let bits = read.unwrap_or_else(|error| {
                 log::debug!("could not read {}: {error}", id.file());
-            }
+                Bitmap::default()
+            });
             Block { bits, file }
         })
     }

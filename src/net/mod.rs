@@ -9,6 +9,7 @@ pub mod error;
 pub mod firewalld;
 pub mod frame;
 pub mod iptables;
+mod kernel_file;
 pub mod mac;
 pub mod module;
 pub mod netlink;

@@ -1,20 +1,24 @@
 //! Network namespaces.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
 use super::error::uninterrupted;
-use super::{Error, Result};
+use super::{Error, Result, kernel_file};
 
 /// Magic number of nsfs (linux/magic.h). Namespaces opened through /proc were on proc before Linux 3.19.
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+
+/// Gives the network namespace of a socket (linux/sockios.h); with `CAP_NET_ADMIN`, since Linux 4.9.
+const SIOCGSKNS: nix::libc::Ioctl = 0x894C;
 
 /// The namespace that the calling thread is in.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -41,7 +45,7 @@ impl Netns {
     /// something else.
     pub fn open(path: &Path) -> Result<Self> {
         let deed = || format!("open network namespace {}", path.display());
-        let file = File::open(path).map_err(|e| Error::from_io(deed(), &e))?;
+        let file = kernel_file::open(path, OFlag::O_RDONLY).map_err(|e| Error::new(deed(), e))?;
         let kind = uninterrupted(|| fstatfs(&file)).map_err(|e| Error::new(deed(), e))?.filesystem_type();
         if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
             let mut error = Error::new(deed(), Errno::EINVAL);
@@ -56,6 +60,23 @@ impl Netns {
     /// The namespace that the calling thread is in.
     pub fn own() -> Result<Self> {
         Self::open(Path::new(OWN))
+    }
+
+    /// The namespace that a socket was opened in by the calling thread, which is still there. The kernel has it at hand,
+    /// and must first make what is to be found under /proc.
+    pub fn of_own_socket(socket: BorrowedFd<'_>) -> Result<Self> {
+        // SAFETY: the request takes no argument and gives a new descriptor, closed on exec, that nobody else has.
+        let file = unsafe {
+            let fd = nix::libc::ioctl(socket.as_raw_fd(), SIOCGSKNS);
+            if fd < 0 {
+                return Self::own();
+            }
+            File::from_raw_fd(fd)
+        };
+        let deed = "look at the own network namespace";
+        let stat = fstat(&file).map_err(|e| Error::new(deed, e))?;
+        let identity = Identity { device: stat.st_dev, inode: stat.st_ino };
+        Ok(Self { path: PathBuf::from(OWN), file, identity })
     }
 
     /// Where it was opened.

@@ -1,14 +1,15 @@
 //! Sysctls under /proc/sys/net, of the network namespace that the calling thread is in.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::unistd;
 
 use super::error::uninterrupted;
-use super::{Error, Result};
+use super::{Error, Result, kernel_file};
 
 /// Room for a value; those that this program sets are numbers.
 const VALUE_BYTES: usize = 64;
@@ -20,16 +21,12 @@ fn path(name: &str) -> PathBuf {
 
 /// The value of a sysctl, without white space around it.
 pub fn read(name: &str) -> Result<String> {
-    fs::read_to_string(path(name))
-        .map(|text| text.trim().to_owned())
-        .map_err(|e| Error::from_io(format!("read sysctl net/{name}"), &e))
+    kernel_file::read(&path(name)).map_err(|e| Error::new(format!("read sysctl net/{name}"), e))
 }
 
 /// What tells this boot of the kernel from all others: a random UUID.
 pub fn boot_id() -> Result<String> {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|text| text.trim().to_owned())
-        .map_err(|e| Error::from_io("read the boot ID", &e))
+    kernel_file::read("/proc/sys/kernel/random/boot_id").map_err(|e| Error::new("read the boot ID", e))
 }
 
 /// Gives a sysctl a value that cannot be read: one that is a command (`ipv4/route/flush`).
@@ -44,11 +41,11 @@ pub fn write(name: &str, value: &str) -> Result<()> {
 /// for both.
 pub fn set(name: &str, value: &str) -> Result<bool> {
     let failed = |e: std::io::Error| Error::from_io(format!("set sysctl net/{name} to {value}"), &e);
-    let file = match fs::OpenOptions::new().read(true).write(true).open(path(name)) {
+    let file = match kernel_file::open(&path(name), OFlag::O_RDWR) {
         Ok(file) => file,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Err(failed(e)),
+        Err(e @ Errno::ENOENT) => return Err(failed(e.into())),
         // It cannot be written, which matters only if it must be.
-        Err(e) => return if read(name)? == value { Ok(false) } else { Err(failed(e)) },
+        Err(e) => return if read(name)? == value { Ok(false) } else { Err(failed(e.into())) },
     };
     let mut had = [0; VALUE_BYTES];
     let len = uninterrupted(|| unistd::read(&file, &mut had)).map_err(|e| failed(e.into()))?;

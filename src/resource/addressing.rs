@@ -38,7 +38,7 @@ impl Addressing {
     /// Adds the addresses, sets the interface up, adds the routes, in this order: routes need both.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
         let pod = world.pod()?;
-        let found = pod.existing_link(&self.ifname)?;
+        let found = pod.target(&self.ifname)?;
         let detection = detection(self.detect_duplicates);
         let mut batch: Vec<_> = self
             .addresses

@@ -36,7 +36,7 @@ pub struct Pending {
 impl Announcement {
     /// Has the addresses announced at the end of the call, if it succeeds.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
-        let link = world.pod()?.existing_link(&self.ifname)?.index;
+        let link = world.pod()?.target(&self.ifname)?.index;
         let frames = self.addresses.iter().map(|address| Frame::announcement(self.mac, *address)).collect();
         world.announce_later(link, frames);
         Ok(Ensured::Present)

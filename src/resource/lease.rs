@@ -1,5 +1,6 @@
 //! Addresses from an IPAM: in this process where that is this program too, else from the plugin on `CNI_PATH`.
 
+use std::ffi::{CStr, c_char};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -315,9 +316,19 @@ fn is_this_program(plugin: &str, request: &Request) -> bool {
 }
 
 fn is_this_file(program: &Path) -> bool {
-    match (stat(program), stat("/proc/self/exe")) {
-        (Ok(found), Ok(own)) => (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino),
-        _ => false,
+    let Ok(found) = stat(program) else { return false };
+    let is_found =
+        |own: &CStr| stat(own).is_ok_and(|own| (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino));
+    // The path by which it was started tells at once; where it is another file by now, /proc has the last word.
+    called_as().is_some_and(is_found) || is_found(c"/proc/self/exe")
+}
+
+/// The path by which the kernel was told to start this program (`AT_EXECFN`, getauxval(3)).
+fn called_as() -> Option<&'static CStr> {
+    // SAFETY: the kernel has put a text that ends with NUL above the stack, where it stays.
+    unsafe {
+        let text = nix::libc::getauxval(nix::libc::AT_EXECFN) as *const c_char;
+        if text.is_null() { None } else { Some(CStr::from_ptr(text)) }
     }
 }
 

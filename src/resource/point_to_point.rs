@@ -34,7 +34,7 @@ impl PointToPoint {
     /// the routes to the gateways, to the subnets by them, and the rest.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
         let pod = world.pod()?;
-        let found = pod.existing_link(&self.addressing.ifname)?;
+        let found = pod.target(&self.addressing.ifname)?;
         let mut batch: Vec<_> = self
             .addressing
             .addresses

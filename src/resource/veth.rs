@@ -116,8 +116,13 @@ impl Veth {
                 peer_mac: self.mac.unwrap_or_else(|| mac_from(&[&self.host_name])),
                 peer_netns: Some(netns),
             });
-            match world.host()?.execute_one(request) {
-                Ok(()) => break,
+            match world.host()?.create(request) {
+                Ok(born) => {
+                    if let Some(index) = born.and_then(|link| link.peer) {
+                        world.pod()?.expect_link(ifname, index);
+                    }
+                    break;
+                }
                 Err(e) if e.errno == Errno::EEXIST => {
                     let is_left_over = attempt == 0 && self.remove_own(world)?;
                     if !is_left_over {

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -51,8 +51,10 @@ pub struct Pod {
     netns: Netns,
     home: Rc<Netns>,
     rtnl: Option<Rtnl>,
-    /// The interface that is being configured, once it is there.
+    /// The interface that is being configured, once it was looked up.
     link: Option<Link>,
+    /// Its name and index, once they are known.
+    target: Option<(String, u32)>,
     lock: Option<FileLock>,
 }
 
@@ -101,7 +103,7 @@ impl<'a> World<'a> {
     pub fn home(&mut self) -> net::Result<Rc<Netns>> {
         let home = match self.home.take() {
             Some(home) => home,
-            None => Rc::new(Netns::own()?),
+            None => Rc::new(Netns::of_own_socket(self.host()?.as_fd())?),
         };
         Ok(Rc::clone(self.home.insert(home)))
     }
@@ -116,7 +118,7 @@ impl<'a> World<'a> {
                 let path =
                     self.request.netns.as_deref().ok_or_else(|| invalid("CNI_NETNS is not given".into()))?;
                 let netns = Netns::open(path).map_err(|e| invalid(format!("CNI_NETNS: {e}")))?;
-                Ok(empty.insert(Pod { netns, home, rtnl: None, link: None, lock: None }))
+                Ok(empty.insert(Pod { netns, home, rtnl: None, link: None, target: None, lock: None }))
             }
         }
     }
@@ -363,8 +365,22 @@ impl Pod {
         Ok(self.link.insert(found).clone())
     }
 
+    /// A link of the pod that must be there, as far as requests to it need it.
+    pub fn target(&mut self, name: &str) -> anyhow::Result<Link> {
+        match &self.target {
+            Some((known, index)) if known == name => Ok(Link::named(*index, name)),
+            _ => self.existing_link(name),
+        }
+    }
+
+    /// Has it that a link of the pod has this index.
+    pub fn expect_link(&mut self, name: &str, index: u32) {
+        self.target = Some((name.to_owned(), index));
+    }
+
     /// Forgets what is known of a link, since it is to be another.
     pub fn forget_link(&mut self) {
         self.link = None;
+        self.target = None;
     }
 }

@@ -23,6 +23,7 @@ cases! {
         good_names_are_accepted;
         a_variable_that_is_not_text_is_refused;
         unknown_commands_are_refused;
+        what_is_no_namespace_is_not_waited_for;
         the_own_namespace_is_refused_before_anything_is_done;
         the_own_namespace_is_allowed_on_request;
     }
@@ -199,6 +200,21 @@ fn unknown_commands_are_refused(host: &Sandbox) -> Result<()> {
             let refusal = any(plugin).command(command).run(host)?.refused_with(4)?;
             contains(format!("{plugin} {command}"), &refusal.text(), "CNI_COMMAND")?;
         }
+    }
+    Ok(())
+}
+
+fn what_is_no_namespace_is_not_waited_for(host: &Sandbox) -> Result<()> {
+    host.run(&["mkfifo", "/run/scratch/fifo"])?;
+    std::fs::write("/run/scratch/file", "")?;
+    let pod = host.pod("spare")?;
+    let before = Snapshot::take(host, &[&pod])?;
+    for netns in ["/run/scratch/fifo", "/run/scratch/file", "/run/scratch", "/dev/null"] {
+        let call = bridge("pod1", &pod, gateway4()).env("CNI_NETNS", netns);
+        let refusal = call.add().run(host)?.refused_with(8).with_context(|| format!("ADD with {netns}"))?;
+        contains(format!("ADD with {netns}"), &refusal.text(), "it is not a network namespace")?;
+        before.restored(host, &[&pod]).with_context(|| format!("ADD with {netns}"))?;
+        call.del().run(host)?.silence().with_context(|| format!("DEL with {netns}"))?;
     }
     Ok(())
 }

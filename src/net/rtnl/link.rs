@@ -11,7 +11,7 @@ use super::sublink::Settings;
 use super::{Rtnl, attributes, nested, text_of, u32_of};
 use crate::net::netlink::Message;
 use crate::net::tun::TunInfo;
-use crate::net::{Mac, Netns, Result};
+use crate::net::{Mac, Netns, Result, kernel_file};
 
 /// Length of struct ifinfomsg (linux/rtnetlink.h).
 const HEADER: usize = 16;
@@ -108,6 +108,11 @@ pub struct Port {
 }
 
 impl Link {
+    /// A link of which nothing is known but what requests to it need.
+    pub fn named(index: u32, name: &str) -> Self {
+        Self { index, name: name.to_owned(), ..Self::default() }
+    }
+
     /// Reads an answer (RTM_NEWLINK) as far as it goes: what is missing or odd in it stays as by default.
     pub fn parse(body: &[u8]) -> Self {
         let flags = body.get(8..).and_then(u32_of).unwrap_or_default();
@@ -376,7 +381,7 @@ pub fn set_mac(link: &Link, mac: Mac) -> Message {
 /// not tell; where /sys does not either, the answer is no.
 pub fn has_mac_of_its_own(link: &Link) -> bool {
     let path = format!("/sys/class/net/{}/addr_assign_type", link.name);
-    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "3")
+    kernel_file::read(path.as_str()).is_ok_and(|text| text == "3")
 }
 
 /// The request that sets the flags of a bridge port.
@@ -402,6 +407,11 @@ impl Rtnl {
     /// The link of a name.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>> {
         self.query_link(format!("look up link {name}"), LinkUnspec::new_with_name(name))
+    }
+
+    /// Makes a link; gives it as it was born, if the kernel tells (since Linux 6.2).
+    pub fn create(&mut self, request: Message) -> Result<Option<Link>> {
+        Ok(self.socket.execute_with_echo(request)?.map(|body| Link::parse(&body)))
     }
 
     /// The link of an index.
