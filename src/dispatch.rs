@@ -183,6 +183,9 @@ impl Verb<'_> {
             let msg = "prevResult: required on CHECK and missing; it is the result of the ADD";
             return Err(CniError::config(msg).into());
         };
+        if self.records.read(&self.request.attachment)?.is_none() {
+            world.expect_another_suites();
+        }
         let resources = plugin.expect(&prev, world)?;
         plan::drift(&plan::check(&resources, world)?)?;
         Ok(())

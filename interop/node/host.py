@@ -165,6 +165,11 @@ def use_plugins(directory):
     run("mount", "--bind", directory, PLUGINS)
 
 
+def package_version(package):
+    """The upstream version of an installed package."""
+    return run("dpkg-query", "--show", "--showformat=${Version}", package).split("+")[0].split("-")[0]
+
+
 def write_network(network, file="10-network.conflist"):
     """Replaces all networks by one. Runtimes that watch the directory notice a rename within it."""
     os.makedirs(NETWORKS, exist_ok=True)
@@ -190,8 +195,9 @@ def snapshot():
             found.append(f"nft {table} {line.strip()}")
     for directory in "/var/lib/cni", "/run/bridgehead", "/run/netns", "/run/cni":
         for parent, _, names in os.walk(directory):
-            # A lock is as good as none.
-            found += [f"file {parent}/{name}" for name in names if name != "lock"]
+            # A lock is as good as none, and the index of reservations is made again whenever it does not fit.
+            if not parent.startswith("/run/bridgehead/ipam"):
+                found += [f"file {parent}/{name}" for name in names if name != "lock"]
     return set(found)
 
 

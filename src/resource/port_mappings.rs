@@ -159,6 +159,10 @@ impl PortMappings {
     /// Where the kernel cannot be asked.
     pub fn observe(&self, world: &mut World) -> Result<Vec<Finding>> {
         let mut findings = Claims::lock(world)?.missing(&self.attachment, &self.claims());
+        if world.is_of_another_suite() {
+            // Which claims nothing.
+            findings.retain(Finding::is_taken);
+        }
         let nft = world.nft()?;
         findings.extend(match self.backend {
             Backend::Iptables => iptables::observe(nft, self)?,

@@ -43,6 +43,7 @@ pub struct World<'a> {
     bridge_use: Option<BridgeUse>,
     /// Whether a child that outlives this program holds the connection to nf_tables too.
     child_has_nft: bool,
+    is_of_another_suite: bool,
 }
 
 /// The pod's namespace.
@@ -74,7 +75,19 @@ impl<'a> World<'a> {
             announcements: None,
             bridge_use: None,
             child_has_nft: false,
+            is_of_another_suite: false,
         }
+    }
+
+    /// From now on, what is looked at was made by another suite's plugins.
+    pub fn expect_another_suites(&mut self) {
+        self.is_of_another_suite = true;
+    }
+
+    /// Whether what is looked at was made by another suite's plugins, which is then right as that suite makes it: there
+    /// is a result, and no record.
+    pub fn is_of_another_suite(&self) -> bool {
+        self.is_of_another_suite
     }
 
     /// rtnetlink of the host.

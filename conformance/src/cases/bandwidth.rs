@@ -75,6 +75,7 @@ cases! {
         del_with_any_configuration needs [TOOL, PLUGIN, TC, IFB];
         del_without_a_record needs [TOOL, PLUGIN, TC, IFB];
         del_of_what_was_never_added needs [PLUGIN];
+        we_find_right_what_the_reference_added needs [TOOL, PLUGIN, TC, IFB, Need::Reference("bandwidth")];
         we_remove_what_the_reference_added needs [PLUGIN, TC, IFB, Need::Reference("bandwidth")];
         the_reference_removes_what_we_added needs [PLUGIN, TC, IFB, Need::Reference("bandwidth")];
     }

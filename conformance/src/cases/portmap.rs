@@ -46,6 +46,7 @@ cases! {
         add_again_changes_nothing needs [PORTMAP, Need::Nftables, Need::Iptables];
         del_works_in_all_ways needs [PORTMAP, Need::Nftables, Need::Iptables];
         del_removes_what_the_other_back_end_made needs [TOOL, Need::Nftables, Need::Iptables];
+        check_finds_right_what_the_reference_made needs [TOOL, REFERENCE_PORTMAP, Need::Iptables];
         del_removes_what_the_reference_left needs [TOOL, REFERENCE_PORTMAP, Need::Iptables];
         the_reference_removes_what_is_left_here needs [TOOL, REFERENCE_PORTMAP, Need::Iptables];
         localhost_is_routed_to_the_bridge needs [PORTMAP];
@@ -535,6 +536,19 @@ fn del_removes_what_the_other_back_end_made(host: &Sandbox) -> Result<()> {
         gone(host, then)?;
     }
     Ok(())
+}
+
+/// It claims no ports.
+fn check_finds_right_what_the_reference_made(host: &Sandbox) -> Result<()> {
+    let one = Attachment::new(host, "a", gateway4())?;
+    let call = portmap("a", &one, tcp(8080, 80), back_end("iptables")).set("cniVersion", json!("1.0.0"));
+    let call = call.prev(&with(one.result.clone(), json!({"cniVersion": "1.0.0"})));
+    call.from(REFERENCE).add().run(host)?.result()?;
+    call.check().run(host)?.silence()?;
+    let chain = chain_of(&nat(host, "iptables")?, "a")?;
+    host.run(&["iptables", "-w", "-t", "nat", "-F", &chain])?;
+    call.check().run(host)?.refused_with(103)?;
+    call.del().run(host)?.silence()
 }
 
 fn del_removes_what_the_reference_left(host: &Sandbox) -> Result<()> {

@@ -128,7 +128,7 @@ impl<'a> Filter<'a> {
     /// Whether a rule that is there is this one.
     pub fn is(&self, found: &Found, rule: &Rule) -> bool {
         match found {
-            Found::Native(found) => found.consists_of(&rule.expressions(self.protocol)),
+            Found::Native(found) => rule.is(found, self.protocol),
             Found::Line(line) => *line == rule.to_string(),
         }
     }

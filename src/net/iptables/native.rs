@@ -61,14 +61,45 @@ const ADDRESS_LOCAL: u16 = 1 << 2;
 /// Where the destination port stands in the headers of TCP, UDP and SCTP.
 const DESTINATION_PORT: u32 = 2;
 
+/// Where the transport protocol stands in the header of IPv4.
+const IPV4_PROTOCOL: u32 = 9;
+
+/// Which command has written a rule: they differ in where and how they test the transport protocol (`-p`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Edition {
+    /// 1.8.9, for one: first of all, by what the kernel has found it to be.
+    Early,
+    /// 1.8.13, for one: behind addresses and links, and with IPv4 by the byte in the header.
+    Late,
+}
+
 impl Rule {
-    /// The rule as expressions of nf_tables, byte for byte as `iptables-nft` 1.8 makes them.
+    /// The rule as expressions of nf_tables, byte for byte as `iptables-nft` 1.8.9 makes them; later ones read them.
     pub fn expressions(&self, protocol: Protocol) -> Vec<Expr> {
+        self.expressions_of(Edition::Early, protocol)
+    }
+
+    /// Whether a rule that is there is this one, whichever `iptables-nft` has made it.
+    pub fn is(&self, found: &nft::Rule, protocol: Protocol) -> bool {
+        let is_of = |edition| found.consists_of(&self.expressions_of(edition, protocol));
+        is_of(Edition::Early) || (self.transport.is_some() && is_of(Edition::Late))
+    }
+
+    pub(super) fn expressions_of(&self, edition: Edition, protocol: Protocol) -> Vec<Expr> {
+        let transport = self.transport.map(|transport| {
+            let load = if edition == Edition::Late && protocol == Protocol::Ipv4 {
+                expr::load_network_header(IPV4_PROTOCOL, 1, Register::Reg1)
+            } else {
+                expr::load_meta(MetaKey::L4Proto, Register::Reg1)
+            };
+            [load, expr::compare(Operator::Equal, &[transport.number()])]
+        });
+        let (first, behind) = match edition {
+            Edition::Early => (transport, None),
+            Edition::Late => (None, transport),
+        };
         let mut expressions = Vec::with_capacity(8);
-        if let Some(transport) = self.transport {
-            expressions.push(expr::load_meta(MetaKey::L4Proto, Register::Reg1));
-            expressions.push(expr::compare(Operator::Equal, &[transport.number()]));
-        }
+        expressions.extend(first.into_iter().flatten());
         for (side, test) in [(Side::Source, self.source), (Side::Destination, self.destination)] {
             let Some(AddressMatch { network, membership }) = test else { continue };
             let operator = match membership {
@@ -86,6 +117,7 @@ impl Rule {
             expressions.push(expr::load_meta(key, Register::Reg1));
             expressions.push(expr::compare(operator, &link_name(name)));
         }
+        expressions.extend(behind.into_iter().flatten());
         if let Some(comment) = &self.comment {
             let mut comment = cut(comment).as_bytes().to_vec();
             comment.resize(COMMENT_MAX + 1, 0);

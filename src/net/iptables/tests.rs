@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::native::Edition;
 use super::rule::COMMENT_MAX;
 use super::*;
 use crate::net::nft::tests::{private_namespace, run};
@@ -54,7 +55,7 @@ fn shapes(protocol: Protocol) -> Vec<Rule> {
     rules
 }
 
-fn write_natively(protocol: Protocol, rules: &[Rule]) -> Nft {
+fn write_natively(protocol: Protocol, edition: Edition, rules: &[Rule]) -> Nft {
     let mut nft = Nft::open().unwrap();
     let mut transaction = Transaction::new();
     let table = protocol.nat();
@@ -64,7 +65,7 @@ fn write_natively(protocol: Protocol, rules: &[Rule]) -> Nft {
     transaction.add_chain(table.chain("CNI-other"));
     for rule in rules {
         let number = rule.transport.map(Transport::number);
-        transaction.add_rule_of(table.chain("CNI-x"), rule.expressions(protocol), number);
+        transaction.add_rule_of(table.chain("CNI-x"), rule.expressions_of(edition, protocol), number);
     }
     nft.commit(transaction).unwrap();
     nft
@@ -94,21 +95,16 @@ fn native_rules_are_those_of_the_command_byte_for_byte() {
         let their_save = run(&format!("{command}-nft-save -t nat | grep -v '^#'"));
 
         private_namespace();
-        let mut nft = write_natively(protocol, &rules);
+        let mut nft = write_natively(protocol, Edition::Early, &rules);
         let ours = rules_of(&mut nft, chain);
         assert_eq!(run(&format!("{command}-nft -t nat -S")), their_listing);
         assert_eq!(run(&format!("{command}-nft-save -t nat | grep -v '^#'")), their_save);
         assert_eq!(ours.len(), rules.len());
         for ((ours, theirs), rule) in ours.iter().zip(&theirs).zip(&rules) {
             assert!(ours.expressions().eq(theirs.expressions()), "{rule}:\n{ours:?}\n{theirs:?}");
-            assert!(theirs.consists_of(&rule.expressions(protocol)), "{rule}");
+            assert!(rule.is(theirs, protocol), "{rule}");
         }
-        // No rule is taken for another.
-        for (i, found) in ours.iter().enumerate() {
-            for (j, rule) in rules.iter().enumerate() {
-                assert_eq!(found.consists_of(&rule.expressions(protocol)), i == j, "{rule}");
-            }
-        }
+        expect_recognised(protocol, &ours, &rules);
         // The text is what the command prints.
         for (rule, line) in rules.iter().zip(their_listing.lines().filter(|l| l.starts_with("-A CNI-x"))) {
             // It prints no quotes around a comment that does not need them.
@@ -120,13 +116,38 @@ fn native_rules_are_those_of_the_command_byte_for_byte() {
     }
 }
 
+/// No rule is taken for another.
+fn expect_recognised(protocol: Protocol, found: &[nft::Rule], rules: &[Rule]) {
+    assert_eq!(found.len(), rules.len());
+    for (i, found) in found.iter().enumerate() {
+        for (j, rule) in rules.iter().enumerate() {
+            assert_eq!(rule.is(found, protocol), i == j, "{rule}");
+        }
+    }
+}
+
+/// The command of this machine may be of either edition, and understands both.
+#[test]
+fn rules_of_all_editions_mean_the_same() {
+    for protocol in Protocol::ALL {
+        let rules = shapes(protocol);
+        let listings = [Edition::Early, Edition::Late].map(|edition| {
+            private_namespace();
+            let mut nft = write_natively(protocol, edition, &rules);
+            expect_recognised(protocol, &rules_of(&mut nft, protocol.nat().chain("CNI-x")), &rules);
+            run(&format!("{}-nft -t nat -S", protocol.command()))
+        });
+        assert_eq!(listings[0], listings[1]);
+    }
+}
+
 #[test]
 fn the_command_checks_and_deletes_native_rules() {
     for protocol in Protocol::ALL {
         private_namespace();
         let command = protocol.command();
         let rules = shapes(protocol);
-        write_natively(protocol, &rules);
+        write_natively(protocol, Edition::Early, &rules);
         // The shell does not take away the backslash before a single quote.
         for rule in rules.iter().filter(|rule| !rule.comment.as_ref().is_some_and(|it| it.contains('\''))) {
             run(&format!("{command}-nft -t nat -C CNI-x {rule}"));

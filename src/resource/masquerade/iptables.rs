@@ -156,8 +156,8 @@ fn ensure_native(nft: &mut Nft, rules: &Rules) -> net::Result<Ensured> {
         }
     }
     let missing = |present: &[nft::Rule], rule: &Rule| {
-        let expressions = rule.expressions(rules.protocol);
-        (!present.iter().any(|found| found.consists_of(&expressions))).then_some(expressions)
+        let is_there = present.iter().any(|found| rule.is(found, rules.protocol));
+        (!is_there).then(|| rule.expressions(rules.protocol))
     };
     // In front, and so in reverse: what is there already may end with a MASQUERADE.
     for rule in rules.accept.iter().rev() {
@@ -249,10 +249,8 @@ pub(super) fn observe(nft: &mut Nft, attachment: &Attachment, sources: &[Prefix]
                     Some(state) => nft.rules_leading_to(chain, rules.native_entry(), state, own.len())?,
                     None => Vec::new(),
                 };
-                let has = |present: &[nft::Rule], rule: &Rule| {
-                    let expressions = rule.expressions(protocol);
-                    present.iter().any(|found| found.consists_of(&expressions))
-                };
+                let has =
+                    |present: &[nft::Rule], rule: &Rule| present.iter().any(|found| rule.is(found, protocol));
                 rules.own().for_each(|rule| expect(chain, rule, has(&own, rule)));
                 rules.entries.iter().for_each(|r| expect(rules.native_entry(), r, has(&entries, r)));
             }
@@ -306,7 +304,7 @@ fn remove_native(nft: &mut Nft, protocol: Protocol, chain: &str, entries: &[Rule
     let Some(state) = nft.chain_state(chain)? else { return Ok(()) };
     let own_rules = nft.rules(chain)?.len();
     let leading = nft.rules_leading_to(chain, entry, state, own_rules)?;
-    let is = |found: &nft::Rule, rule: &Rule| found.consists_of(&rule.expressions(protocol));
+    let is = |found: &nft::Rule, rule: &Rule| rule.is(found, protocol);
     let (condemned, others) = condemned(leading, entries, is);
     let mut transaction = Transaction::new();
     for rule in condemned {

@@ -269,10 +269,8 @@ fn ensure_native(nft: &mut Nft, rules: &Rules) -> net::Result<Ensured> {
             entries = nft.rules_leading_to(chain, entry, state, own.len())?;
         }
     }
-    let is_missing = |present: &[nft::Rule], rule: &&Rule| {
-        let expressions = rule.expressions(rules.protocol);
-        !present.iter().any(|found| found.consists_of(&expressions))
-    };
+    let is_missing =
+        |present: &[nft::Rule], rule: &&Rule| !present.iter().any(|found| rule.is(found, rules.protocol));
     let missing: Vec<&Rule> = rules.own.iter().filter(|rule| is_missing(&own, rule)).collect();
     if own.is_empty() {
         missing.iter().for_each(|rule| add(&mut transaction, rules.protocol, chain, rule));
@@ -315,9 +313,8 @@ fn lacking_shared<'r>(nft: &mut Nft, rules: &'r Rules) -> net::Result<Vec<&'r Sh
                 }
             }
             chain => {
-                let expressions = shared.rule.expressions(rules.protocol);
                 let found = nft.rules(rules.protocol.nat().chain(chain))?;
-                found.iter().any(|found| found.consists_of(&expressions))
+                found.iter().any(|found| shared.rule.is(found, rules.protocol))
             }
         };
         if !is_there {
@@ -477,10 +474,8 @@ pub(super) fn observe(nft: &mut Nft, wanted: &PortMappings) -> Result<Vec<Findin
                     own = nft.rules(chain)?;
                     entries = nft.rules_leading_to(chain, protocol.nat().chain(DNAT), state, own.len())?;
                 }
-                let is_there = |present: &[nft::Rule], rule: &Rule| {
-                    let expressions = rule.expressions(protocol);
-                    present.iter().any(|found| found.consists_of(&expressions))
-                };
+                let is_there =
+                    |present: &[nft::Rule], rule: &Rule| present.iter().any(|found| rule.is(found, protocol));
                 for (chain, wanted, present) in
                     [(rules.chain.as_str(), &rules.own, &own), (DNAT, &rules.entries, &entries)]
                 {
@@ -539,7 +534,7 @@ fn remove_native(
     let Some(state) = nft.chain_state(chain)? else { return Ok(()) };
     let own = nft.rules(chain)?;
     let leading = nft.rules_leading_to(chain, entry, state, own.len())?;
-    let is = |found: &nft::Rule, rule: &Rule| found.consists_of(&rule.expressions(protocol));
+    let is = |found: &nft::Rule, rule: &Rule| rule.is(found, protocol);
     let (going, staying) = condemned(leading, rules.map(|it| it.entries.as_slice()), is);
     let mut transaction = Transaction::new();
     for rule in going {

@@ -159,6 +159,26 @@ pub(super) fn del_of_what_was_never_added(host: &Sandbox) -> Result<()> {
     call.id("never").without("CNI_NETNS").del().run(host)?.silence()
 }
 
+/// With the bursts of containerd and CRI-O, of which the reference keeps what 32 bits hold. A limit that somebody changed is
+/// found nevertheless.
+pub(super) fn we_find_right_what_the_reference_added(host: &Sandbox) -> Result<()> {
+    for (id, burst) in [("a", u64::from(u32::MAX)), ("b", u64::from(u32::MAX) * 8 - 1)] {
+        for rate in [8_000_000, 1_000_000_000] {
+            let (_, call) = staged(host, &format!("{id}{rate}"), limits(rate, burst))?;
+            let result = call.from(REFERENCE).add().run(host)?.result()?;
+            call.check().prev(&result).run(host)?.silence()?;
+            let name = text_at(last(&result)?, "/name")?;
+            host.run(&[
+                "tc", "qdisc", "replace", "dev", name, "root", "handle", "1:", "tbf", "rate", "4mbit",
+                "burst", "100kb", "latency", "25ms",
+            ])?;
+            call.check().prev(&result).run(host)?.refused_with(103)?;
+            call.del().prev(&result).run(host)?.silence()?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn we_remove_what_the_reference_added(host: &Sandbox) -> Result<()> {
     for (id, has_result) in [("a", true), ("b", false)] {
         let (_, call) = staged(host, id, limits(8_000_000, 800_000))?;
