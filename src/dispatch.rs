@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
 use crate::plan::{self, Records, Resting};
-use crate::plugins::PluginType;
+use crate::plugins::{PluginType, bridge};
 use crate::resource::World;
 use crate::resource::announcement::Pending;
 use crate::spec::config::{MAX_BYTES, ValidAttachments};
@@ -91,6 +91,12 @@ pub fn attach(
 pub fn detach(plugin: &PluginType, request: &Request) -> Result<(), CniError> {
     let records = Records::new(Path::new(STATE), plugin.name);
     plan::del(|| (plugin.leftovers)(request), &records, &mut World::new(request, STATE.into()))
+        .map_err(|error| CniError::from_chain(&error, Code::Kernel))
+}
+
+/// Removes a bridge that was made for attachments and has none any more; see [`bridge::remove_unused`].
+pub fn remove_unused_bridge(name: &str, request: &Request) -> Result<(), CniError> {
+    bridge::remove_unused(name, &mut World::new(request, STATE.into()))
         .map_err(|error| CniError::from_chain(&error, Code::Kernel))
 }
 

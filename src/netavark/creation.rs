@@ -3,6 +3,7 @@
 //! What is there stays as it is, also what is not known here; podman refuses a network whose name, ID or driver has
 //! changed.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Map, Value, json};
@@ -12,7 +13,9 @@ use super::occupied::Occupied;
 use super::options::Options;
 use crate::spec::digest::sha512_hex;
 use crate::spec::names::check_ifname;
-use crate::spec::{CniError, Code, Prefix};
+use crate::spec::request::Environment;
+use crate::spec::{CniError, Code, Command, Prefix, Request, Version};
+use crate::{dispatch, registry};
 
 /// Where IPv4 subnets are taken from: the largest of the ranges that podman has for its own.
 const POOL: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 128, 0, 0), 9);
@@ -31,8 +34,26 @@ pub(super) fn complete(stdin: &[u8]) -> Result<Value, CniError> {
     let network: Network = network::decode(&document)?;
     network.check()?;
     let options = Options::parse(&network.options)?;
-    let occupied = Occupied::look(&network)?;
+    let mut occupied = Occupied::look(&network)?;
+    if clear_the_way(&network, &occupied)? {
+        occupied = Occupied::look(&network)?;
+    }
     fill(document, &network, &options, &occupied)
+}
+
+/// Removes bridges of this suite that nobody uses, where they have addresses that the network is to have: of networks that
+/// are gone, with containers that vanished. Tells whether there were any.
+fn clear_the_way(network: &Network, occupied: &Occupied) -> Result<bool, CniError> {
+    let config =
+        json!({"cniVersion": Version::V1_1_0.as_str(), "name": network.name, "type": registry::TOOL});
+    let request = Request::parse(Command::Gc, &Environment::default(), config.to_string().into_bytes())?;
+    let mut links = BTreeSet::new();
+    for (index, subnet) in network.subnets.iter().enumerate() {
+        let prefix = subnet.prefix(index)?;
+        links.extend(occupied.routes.iter().filter(|(it, _)| it.overlaps(prefix)).map(|(_, link)| link));
+    }
+    links.iter().try_for_each(|link| dispatch::remove_unused_bridge(link, &request))?;
+    Ok(!links.is_empty())
 }
 
 /// The same, given what others have.

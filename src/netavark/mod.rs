@@ -83,8 +83,11 @@ pub fn run(verb: Verb, mut arguments: impl Iterator<Item = OsString>) -> ExitCod
             attaching.check_names()?;
             let request = request(Command::Del, &attaching, netns, &translation::for_teardown(&attaching))?;
             dispatch::detach(registry::WHOLE, &request)?;
-            // Of containers whose namespace is gone there is no teardown.
+            // Of containers whose namespace is gone there is no teardown, nor of networks.
             dispatch::collect_dead(registry::WHOLE, &request).unwrap_or_else(|e| log::warn!("{e}"));
+            if let Some(bridge) = attaching.network.bridge() {
+                dispatch::remove_unused_bridge(&bridge, &request).unwrap_or_else(|e| log::warn!("{e}"));
+            }
             Ok(None)
         }
     });

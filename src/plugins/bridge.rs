@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use super::PluginType;
 use super::mtu::{MTU_DEFAULT, check_ipv6};
+use crate::ipam::flock::Mode;
 use crate::net::netns::Identity;
 use crate::net::{Link, Mac, sysctl};
 use crate::plan::{Plan, Plugin};
@@ -190,7 +191,7 @@ impl Bridge {
     /// Looks at the host once: what is there already decides what is taken over.
     fn look_at_host(&self, ipam: &CniResult, world: &mut World<'_>) -> anyhow::Result<Facts> {
         // Before it is looked up: what is found must not vanish.
-        world.use_bridge(&self.name)?;
+        world.use_bridge(&self.name, Mode::Shared)?;
         let bridge = world.host_link(&self.name)?;
         let bridge_mac = match bridge.as_ref().and_then(|link| link.mac) {
             Some(mac) => mac,
@@ -319,6 +320,27 @@ impl Plugin for Bridge {
         };
         Ok(self.pod.leased(&ipam).into_iter().chain(self.resources(&ipam, &facts)).collect())
     }
+}
+
+/// Removes a bridge that an ADD has made in this boot, if no pod is on it any more and no other call is about to attach
+/// one. DEL leaves it, as the reference does; this is for a runtime whose networks come and go.
+pub fn remove_unused(name: &str, world: &mut World<'_>) -> anyhow::Result<()> {
+    let own_mac = new_bridge_mac(name, world.home()?.identity())?;
+    let is_own = |link: &Link| link.kind == "bridge" && link.mac == Some(own_mac);
+    let Some(found) = world.host_link(name)?.filter(is_own) else { return Ok(()) };
+    // Most calls leave others there, and need not wait to be alone.
+    if world.host()?.has_ports(&found)? {
+        return Ok(());
+    }
+    world.use_bridge(name, Mode::Exclusive)?;
+    let bridge = resource::Bridge {
+        name: name.to_owned(),
+        mac: own_mac,
+        mtu: None,
+        promiscuous: false,
+        vlan_filtering: false,
+    };
+    bridge.remove(world)
 }
 
 /// The gateway addresses with their subnets' prefix lengths, each once.

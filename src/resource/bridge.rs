@@ -132,12 +132,12 @@ impl Bridge {
         Ok(findings)
     }
 
-    /// Deletes the bridge if nobody uses it, neither a pod nor a call. Only a roll-back does so: DEL leaves it, as the reference does.
+    /// Deletes the bridge if nobody uses it, neither a pod nor a call. DEL does not do so, as in the reference.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         world.forget_host_link(&self.name);
         let Some(found) = world.host_link(&self.name)?.filter(|l| l.kind == "bridge") else { return Ok(()) };
         if world.is_bridge_unused("")? {
-            world.host()?.execute_one(link::delete(&found)).context("undo the creation of the bridge")?;
+            world.host()?.execute_one(link::delete(&found)).context("remove the bridge")?;
         }
         world.forget_host_link(&self.name);
         Ok(())

@@ -21,11 +21,12 @@ pub struct BridgeUse {
 }
 
 impl BridgeUse {
-    /// Says that the bridge is used from now on. The lock is a file in the state directory. A call that is about to
-    /// remove the bridge is waited for as long as `patience`; it takes that some milliseconds.
+    /// Says that the bridge is used from now on, together with others or by nobody else. The lock is a file in the state
+    /// directory. Who forbids it is waited for as long as `patience`: a call that is about to remove the bridge, which
+    /// takes that some milliseconds, or to be alone, all that use it.
     ///
-    /// Errors: code 11 if somebody removes the bridge and does not come to an end; code 105 for the file.
-    pub fn begin(bridge: &str, state: &Path, patience: Duration) -> Result<Self, CniError> {
+    /// Errors: code 11 if they do not come to an end; code 105 for the file.
+    pub fn begin(bridge: &str, state: &Path, mode: Mode, patience: Duration) -> Result<Self, CniError> {
         let directory = state.join("bridges");
         let path = directory.join(bridge);
         let failed =
@@ -39,7 +40,7 @@ impl BridgeUse {
             }
             outcome => outcome.map_err(failed)?,
         };
-        let lock = Held::take(file, &path, Mode::Shared, Instant::now() + patience)?;
+        let lock = Held::take(file, &path, mode, Instant::now() + patience)?;
         Ok(Self { bridge: bridge.to_owned(), path, lock })
     }
 

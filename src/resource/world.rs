@@ -14,6 +14,7 @@ use super::FileLock;
 use super::StateDirectory;
 use super::announcement::Pending;
 use super::bridge_use::BridgeUse;
+use crate::ipam::flock::Mode;
 use crate::net::nft::{self, Nft};
 use crate::net::rtnl::Address;
 use crate::net::rtnl::removal::{self, Afterwards};
@@ -174,10 +175,10 @@ impl<'a> World<'a> {
 }
 
 impl World<'_> {
-    /// Keeps other calls from removing a bridge, as long as this one runs.
-    pub fn use_bridge(&mut self, name: &str) -> anyhow::Result<()> {
+    /// Keeps other calls from removing a bridge, as long as this one runs; or from using it, if it is to be alone.
+    pub fn use_bridge(&mut self, name: &str, mode: Mode) -> anyhow::Result<()> {
         let patience = self.request.config.lock_timeout()?;
-        self.bridge_use = Some(BridgeUse::begin(name, &self.state, patience)?);
+        self.bridge_use = Some(BridgeUse::begin(name, &self.state, mode, patience)?);
         Ok(())
     }
 

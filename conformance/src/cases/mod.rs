@@ -55,6 +55,7 @@ mod loopback;
 mod macvlan;
 mod mutations;
 mod netavark;
+mod netavark_leftovers;
 mod netavark_packets;
 mod portmap;
 mod portmap_packets;
@@ -154,6 +155,7 @@ pub fn all() -> Vec<Case> {
         portmap::CASES,
         portmap_packets::CASES,
         netavark::CASES,
+        netavark_leftovers::CASES,
         netavark_packets::CASES,
         // Last: while the kernel takes so many links away, it holds up all namespaces.
         bridge_crowd::CASES,
