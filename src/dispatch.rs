@@ -19,7 +19,7 @@ use crate::resource::World;
 use crate::resource::announcement::Pending;
 use crate::spec::config::{MAX_BYTES, ValidAttachments};
 use crate::spec::request::Environment;
-use crate::spec::{CniError, CniResult, Code, Command, NetConf, Request, version};
+use crate::spec::{CniError, CniResult, Code, Command, NetConf, Prefix, Request, version};
 
 /// The version of the reference plugins that this suite stands in for. Nomad and nerdctl read it from the banner and
 /// refuse to work with plugins that are too old for them.
@@ -95,8 +95,8 @@ pub fn detach(plugin: &PluginType, request: &Request) -> Result<(), CniError> {
 }
 
 /// Removes a bridge that was made for attachments and has none any more; see [`bridge::remove_unused`].
-pub fn remove_unused_bridge(name: &str, request: &Request) -> Result<(), CniError> {
-    bridge::remove_unused(name, &mut World::new(request, STATE.into()))
+pub fn remove_unused_bridge(name: &str, subnets: &[Prefix], request: &Request) -> Result<(), CniError> {
+    bridge::remove_unused(name, subnets, &mut World::new(request, STATE.into()))
         .map_err(|error| CniError::from_chain(&error, Code::Kernel))
 }
 

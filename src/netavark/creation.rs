@@ -3,7 +3,6 @@
 //! What is there stays as it is, also what is not known here; podman refuses a network whose name, ID or driver has
 //! changed.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Map, Value, json};
@@ -47,13 +46,13 @@ fn clear_the_way(network: &Network, occupied: &Occupied) -> Result<bool, CniErro
     let config =
         json!({"cniVersion": Version::V1_1_0.as_str(), "name": network.name, "type": registry::TOOL});
     let request = Request::parse(Command::Gc, &Environment::default(), config.to_string().into_bytes())?;
-    let mut links = BTreeSet::new();
-    for (index, subnet) in network.subnets.iter().enumerate() {
-        let prefix = subnet.prefix(index)?;
-        links.extend(occupied.routes.iter().filter(|(it, _)| it.overlaps(prefix)).map(|(_, link)| link));
+    let wanted = network.prefixes();
+    let overlap = |(prefix, _): &&(Prefix, String)| wanted.iter().any(|it| it.overlaps(*prefix));
+    let in_the_way: Vec<_> = occupied.routes.iter().filter(overlap).collect();
+    for (prefix, link) in &in_the_way {
+        dispatch::remove_unused_bridge(link, &[*prefix], &request)?;
     }
-    links.iter().try_for_each(|link| dispatch::remove_unused_bridge(link, &request))?;
-    Ok(!links.is_empty())
+    Ok(!in_the_way.is_empty())
 }
 
 /// The same, given what others have.

@@ -86,7 +86,9 @@ pub fn run(verb: Verb, mut arguments: impl Iterator<Item = OsString>) -> ExitCod
             // Of containers whose namespace is gone there is no teardown, nor of networks.
             dispatch::collect_dead(registry::WHOLE, &request).unwrap_or_else(|e| log::warn!("{e}"));
             if let Some(bridge) = attaching.network.bridge() {
-                dispatch::remove_unused_bridge(&bridge, &request).unwrap_or_else(|e| log::warn!("{e}"));
+                let subnets = attaching.network.prefixes();
+                dispatch::remove_unused_bridge(&bridge, &subnets, &request)
+                    .unwrap_or_else(|e| log::warn!("{e}"));
             }
             Ok(None)
         }

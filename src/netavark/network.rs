@@ -184,6 +184,11 @@ impl Network {
         }
     }
 
+    /// Its subnets, as far as they can be understood.
+    pub fn prefixes(&self) -> Vec<Prefix> {
+        self.subnets.iter().filter_map(|subnet| subnet.subnet.map(Prefix::network)).collect()
+    }
+
     /// The bridge, if a name is given or can be told from the ID: ten letters, so that a VLAN's name finds room behind.
     pub fn bridge(&self) -> Option<String> {
         let digits: String = self.id.chars().take(8).collect();

@@ -87,8 +87,7 @@ fn read(path: &Path) -> Option<Other> {
     let mut bytes = Vec::new();
     fs::File::open(path).ok()?.take(FILE_MAX).read_to_end(&mut bytes).ok()?;
     let network: Network = network::decode(&network::object(&bytes).ok()?).ok()?;
-    let subnets =
-        network.subnets.iter().enumerate().filter_map(|(index, it)| it.prefix(index).ok()).collect();
+    let subnets = network.prefixes();
     Some(Other { name: network.name, bridge: network.network_interface, subnets })
 }
 

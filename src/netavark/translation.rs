@@ -315,11 +315,10 @@ fn ranges(subnets: &[(Prefix, Subnet)]) -> Vec<Value> {
 
 /// The container's addresses with the lengths of their subnets, as far as that can be said.
 fn addresses(attaching: &Attaching) -> Vec<Prefix> {
-    let subnets = &attaching.network.subnets;
+    let subnets = attaching.network.prefixes();
     let with_subnet = |address: &IpAddr| {
         let address = address.to_canonical();
-        let mut prefixes = subnets.iter().enumerate().filter_map(|(index, subnet)| subnet.prefix(index).ok());
-        let prefix = prefixes.find(|prefix| prefix.contains(address))?;
+        let prefix = subnets.iter().find(|prefix| prefix.contains(address))?;
         Prefix::new(address, prefix.prefix_len())
     };
     attaching.network_options.static_ips.iter().filter_map(with_subnet).collect()

@@ -323,8 +323,9 @@ impl Plugin for Bridge {
 }
 
 /// Removes a bridge that an ADD has made in this boot, if no pod is on it any more and no other call is about to attach
-/// one. DEL leaves it, as the reference does; this is for a runtime whose networks come and go.
-pub fn remove_unused(name: &str, world: &mut World<'_>) -> anyhow::Result<()> {
+/// one, and what there is for its subnets. DEL leaves them, as the reference does; this is for a runtime whose networks
+/// come and go.
+pub fn remove_unused(name: &str, subnets: &[Prefix], world: &mut World<'_>) -> anyhow::Result<()> {
     let own_mac = new_bridge_mac(name, world.home()?.identity())?;
     let is_own = |link: &Link| link.kind == "bridge" && link.mac == Some(own_mac);
     let Some(found) = world.host_link(name)?.filter(is_own) else { return Ok(()) };
@@ -340,7 +341,11 @@ pub fn remove_unused(name: &str, world: &mut World<'_>) -> anyhow::Result<()> {
         promiscuous: false,
         vlan_filtering: false,
     };
-    bridge.remove(world)
+    bridge.remove(world)?;
+    match world.host_link(name)? {
+        Some(_) => Ok(()),
+        None => resource::Masquerade::remove_empty(subnets, world),
+    }
 }
 
 /// The gateway addresses with their subnets' prefix lengths, each once.

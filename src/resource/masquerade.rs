@@ -126,6 +126,15 @@ impl Masquerade {
         foreign::remove(world.nft()?, attachment)
     }
 
+    /// Removes what is there for whole subnets, if nobody is in them any more: of networks that are gone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`remove`](Self::remove).
+    pub fn remove_empty(networks: &[Prefix], world: &mut World) -> Result<()> {
+        Ok(nftables::remove_empty(world.nft()?, networks)?)
+    }
+
     fn ensure_with(&self, nft: &mut Nft) -> Result<Ensured> {
         match self.backend {
             Backend::Iptables => iptables::ensure(nft, &self.attachment, &self.sources),

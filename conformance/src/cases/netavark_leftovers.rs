@@ -121,6 +121,8 @@ fn the_last_one_takes_the_bridge_along(host: &Sandbox) -> Result<()> {
                 equal(verb, one.answer(host)?.status(), Some(0))?;
             }
             equal("the bridge is there", host.link(BRIDGE)?.is_some(), verb == "setup")?;
+            let has_set = host.run(&["nft", "list", "ruleset"])?.contains("10.80.0.0/24");
+            equal("rules for the subnet are there", has_set, verb == "setup")?;
         }
     }
     // Coming and going at once: who has come is there, and who stays, stays.

@@ -231,9 +231,17 @@ impl Set<'_> {
     }
 
     pub(super) fn wanted(self) -> NfTablesMessage {
+        NfTablesMessage::GetSet(self.naming())
+    }
+
+    pub(super) fn deleted(self) -> NfTablesMessage {
+        NfTablesMessage::DeleteSet(self.naming())
+    }
+
+    fn naming(self) -> SetMessage {
         let attributes =
             vec![SetAttribute::Table(self.table.name.to_owned()), SetAttribute::Name(self.name.to_owned())];
-        NfTablesMessage::GetSet(SetMessage { attributes })
+        SetMessage { attributes }
     }
 
     fn list(self, elements: Vec<Vec<SetElementAttribute>>) -> SetElementMessage {

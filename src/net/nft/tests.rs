@@ -111,6 +111,11 @@ fn what_is_written_is_what_nft_reads() {
     nft.commit(transaction).unwrap();
     assert!(!nft.has_chain(sub).unwrap());
     assert_eq!(nft.elements(MAP).unwrap(), []);
+
+    let mut transaction = Transaction::new();
+    transaction.delete_set(MAP);
+    nft.commit(transaction).unwrap();
+    assert!(!nft.has_set(MAP).unwrap());
 }
 
 #[test]

@@ -191,6 +191,12 @@ impl Transaction {
         self.new_set(format!("create {set}"), NLM_F_CREATE | NLM_F_EXCL, set);
     }
 
+    /// `delete set <set>` or `delete map <set>`, with its elements; it must be there, and no rule may look into it but
+    /// those that the transaction has deleted before.
+    pub fn delete_set(&mut self, set: Set) {
+        self.step(format!("delete {set}"), 0, set.table.family, set.deleted());
+    }
+
     fn new_set(&mut self, deed: String, flags: u16, set: Set) {
         // The kernel wants a number by which later steps could name the set.
         self.sets += 1;

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! The sets are hash tables without verdicts, so neither a connection nor an ADD or DEL costs more with more pods. A
-//! subnet's set and rule are made together, with its first pod, and stay.
+//! subnet's set and rule are made together, with its first pod, and stay, unless somebody says that the network is gone.
 
 use super::super::owner::{Owner, strays};
 use super::super::{Ensured, Finding, Kept};
@@ -203,6 +203,28 @@ pub(super) fn remove(nft: &mut Nft, owner: &Owner, sources: &[Prefix]) -> Result
                 transaction.delete_element(subnet.set(), &key);
             }
         }
+        nft.commit(transaction)
+    })
+}
+
+/// Removes the sets and rules of subnets in which nobody is.
+pub(super) fn remove_empty(nft: &mut Nft, networks: &[Prefix]) -> Result<()> {
+    repeat_if_overtaken(|| {
+        let mut transaction = Transaction::new();
+        // Nobody may get into a set between the look into it and its end.
+        let generation = nft.generation()?;
+        let rules = nft.rules(ENTRY)?;
+        for subnet in networks.iter().copied().map(Subnet::of) {
+            if !nft.has_set(subnet.set())? || !nft.elements(subnet.set())?.is_empty() {
+                continue;
+            }
+            let wanted = subnet.rule();
+            for rule in rules.iter().filter(|rule| rule.consists_of(&wanted)) {
+                transaction.delete_rule(ENTRY, rule.handle);
+            }
+            transaction.delete_set(subnet.set());
+        }
+        transaction.only_in(generation);
         nft.commit(transaction)
     })
 }

@@ -19,6 +19,29 @@ fn names(findings: &[Finding]) -> String {
 const BOTH: [&str; 2] = ["10.1.0.5/16", "fd00:1::5/64"];
 
 #[test]
+fn a_subnet_without_pods_can_go() {
+    private_namespace();
+    let mut nft = Nft::open().unwrap();
+    let networks: Vec<Prefix> = ["10.1.0.0/16", "fd00:1::/64"].map(|it| it.parse().unwrap()).into();
+    nftables::remove_empty(&mut nft, &networks).unwrap();
+    let (pod, other) =
+        (masquerade(Backend::Nftables, "abc", &BOTH), masquerade(Backend::Nftables, "def", &["10.1.0.6/16"]));
+    pod.ensure_with(&mut nft).unwrap();
+    other.ensure_with(&mut nft).unwrap();
+    pod.remove_with(&mut nft).unwrap();
+    nftables::remove_empty(&mut nft, &networks).unwrap();
+    // Somebody is in one of them.
+    assert_eq!(names(&other.observe_with(&mut nft).unwrap()), "");
+    assert!(!run("nft list ruleset").contains("fd00"));
+    other.remove_with(&mut nft).unwrap();
+    nftables::remove_empty(&mut nft, &networks).unwrap();
+    let left = run("nft list ruleset");
+    assert!(!left.contains("set ") && !left.contains("masquerade"), "{left}");
+    pod.ensure_with(&mut nft).unwrap();
+    assert_eq!(names(&pod.observe_with(&mut nft).unwrap()), "");
+}
+
+#[test]
 fn nftables_table() {
     private_namespace();
     let mut nft = Nft::open().unwrap();
