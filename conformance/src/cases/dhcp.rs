@@ -2,7 +2,7 @@
 
 mod failures;
 mod keeping;
-mod server;
+pub mod server;
 
 use std::fs;
 use std::process::{Child, Command, Stdio};

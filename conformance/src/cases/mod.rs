@@ -35,7 +35,7 @@ mod bridge_links;
 mod bridge_masquerade;
 mod chained;
 mod delegation;
-mod dhcp;
+pub mod dhcp;
 mod drafts;
 mod environment;
 mod firewall;

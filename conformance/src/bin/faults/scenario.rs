@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use conformance::call::Call;
-use conformance::cases::networks::{NEWEST, bridge, fixed, host_local, pool, with};
+use conformance::cases::dhcp::server::{Daemon, Server};
+use conformance::cases::networks::{NEWEST, USUAL, bridge, fixed, host_local, pool, with};
 use conformance::pod::Pod;
 use conformance::sandbox::{SCRATCH, Sandbox};
 use serde_json::{Value, json};
@@ -47,6 +48,25 @@ pub(crate) enum Plugin {
     Static,
     /// `loopback`
     Loopback,
+    /// `bridge`, with addresses of a DHCP server.
+    BridgeOfDhcp,
+    /// `macvlan`
+    Macvlan,
+    /// `tap`
+    Tap,
+    /// `host-device`
+    HostDevice,
+}
+
+/// What must be on a host before anything can be attached, for as long as it is held.
+#[derive(Debug)]
+pub(crate) enum Surroundings {
+    /// Nothing.
+    None,
+    /// Links that stay with the namespace, and the namespace of those who are at the other end.
+    Links { _far: Option<Pod> },
+    /// A server of DHCP on the bridge, and the daemon that asks it.
+    Dhcp { _daemon: Daemon, _server: Server },
 }
 
 const IPV4: &[&str] = &["10.20.0.0/24"];
@@ -115,10 +135,18 @@ pub(crate) const ALL: &[Scenario] = &[
     scenario("chain/nftables", IPV4, CHAIN_NFTABLES).of(Plugin::Whole).and(&[Verb::Gc, Verb::Restore]),
     scenario("ptp/iptables", IPV4, r#"{"ipMasq": true, "ipMasqBackend": "iptables"}"#).of(Plugin::Ptp),
     scenario("ptp/dual", DUAL, r#"{"ipMasq": true, "ipMasqBackend": "nftables"}"#).of(Plugin::Ptp),
+    scenario("dhcp", &[], "{}").of(Plugin::BridgeOfDhcp).and(&[Verb::Gc]),
+    scenario("macvlan", DUAL, "{}").of(Plugin::Macvlan).and(&[Verb::Gc]),
+    scenario("tap", DUAL, "{}").of(Plugin::Tap).and(&[Verb::Gc]),
+    scenario("host-device", DUAL, "{}").of(Plugin::HostDevice).and(&[Verb::Gc]),
     scenario("host-local", DUAL, "{}").of(Plugin::HostLocal).and(&[Verb::Gc]),
     scenario("static", &[], "{}").of(Plugin::Static),
     scenario("loopback", &[], "{}").of(Plugin::Loopback),
 ];
+
+/// The link that a macvlan is on, and the device that a pod is given.
+const MASTER: &str = "up0";
+const DEVICE: &str = "dev0";
 
 /// Where the `host-local` is that belongs to nobody.
 const FOREIGN: &str = "foreign";
@@ -138,12 +166,43 @@ impl Scenario {
     /// The file name of the plugin.
     pub(crate) fn file_name(&self) -> &'static str {
         match self.plugin {
-            Plugin::Bridge | Plugin::BridgeOfForeignIpam => "bridge",
+            Plugin::Bridge | Plugin::BridgeOfForeignIpam | Plugin::BridgeOfDhcp => "bridge",
             Plugin::Whole => "bridgehead",
             Plugin::Ptp => "ptp",
             Plugin::HostLocal => "host-local",
             Plugin::Static => "static",
             Plugin::Loopback => "loopback",
+            Plugin::Macvlan => "macvlan",
+            Plugin::Tap => "tap",
+            Plugin::HostDevice => "host-device",
+        }
+    }
+
+    /// Makes what a network of this kind needs.
+    pub(crate) fn surround(&self, host: &Sandbox) -> Result<Surroundings> {
+        match self.plugin {
+            Plugin::BridgeOfDhcp => {
+                let server = Server::start(host, [600, 900, 1200], &[])?;
+                let daemon = Daemon::start(host, &["-resendmax", "300ms"])?;
+                Ok(Surroundings::Dhcp { _daemon: daemon, _server: server })
+            }
+            Plugin::Macvlan => {
+                host.ip_set(&format!(
+                    "link add {MASTER} address 02:00:00:00:aa:01 type veth peer name far0"
+                ))?;
+                host.ip_set("link set far0 address 02:00:00:00:aa:02")?;
+                host.ip_set(&format!("link set {MASTER} up"))?;
+                host.ip_set("link set far0 up")?;
+                Ok(Surroundings::Links { _far: None })
+            }
+            Plugin::HostDevice => {
+                let far = host.pod("far")?;
+                let ends = "address 02:00:00:00:00:d0 mtu 1450 type veth peer name eth0 netns far";
+                host.ip_set(&format!("link add {DEVICE} {ends}"))?;
+                host.ip_set(&format!("link set {DEVICE} up"))?;
+                Ok(Surroundings::Links { _far: Some(far) })
+            }
+            _ => Ok(Surroundings::None),
         }
     }
 
@@ -170,6 +229,18 @@ impl Scenario {
                 let network = with(config, self.network());
                 Call::new(self.file_name()).id(id).ifname("eth0").netns(pod).config(network)
             }
+            Plugin::BridgeOfDhcp => bridge(id, pod, json!({"ipam": {"type": "dhcp"}})),
+            Plugin::Macvlan | Plugin::Tap | Plugin::HostDevice => {
+                let name = self.file_name();
+                let config =
+                    json!({"cniVersion": USUAL, "name": "net", "type": name, "ipam": pool(self.subnets)});
+                let place = match self.plugin {
+                    Plugin::Macvlan => json!({"master": MASTER}),
+                    Plugin::HostDevice => json!({"device": DEVICE}),
+                    _ => json!({}),
+                };
+                Call::new(name).id(id).ifname("eth0").netns(pod).config(with(config, place))
+            }
             Plugin::HostLocal => host_local(id, pool(self.subnets)).netns(pod),
             Plugin::Static => fixed(json!({"addresses": [{"address": "10.20.0.2/24"}]})).id(id).netns(pod),
             Plugin::Loopback => {
@@ -183,6 +254,7 @@ impl Scenario {
 
     /// Whether a pod can be reached at the addresses of the result.
     pub(crate) fn has_link(&self) -> bool {
-        matches!(self.plugin, Plugin::Bridge | Plugin::BridgeOfForeignIpam | Plugin::Whole | Plugin::Ptp)
+        use Plugin::{Bridge, BridgeOfDhcp, BridgeOfForeignIpam, Ptp, Whole};
+        matches!(self.plugin, Bridge | BridgeOfForeignIpam | BridgeOfDhcp | Whole | Ptp)
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::fault::{Fault, Injection};
 use crate::point::Point;
-use crate::scenario::{Plugin, Scenario};
+use crate::scenario::{Plugin, Scenario, Surroundings};
 use crate::tracer;
 
 /// The container that is attached under a fault, and one that was there before it.
@@ -82,11 +82,13 @@ struct Stage<'a> {
     scenario: &'a Scenario,
     pod: Pod,
     call: Call,
+    surroundings: Surroundings,
     _neighbour: Option<Pod>,
 }
 
 impl<'a> Stage<'a> {
     fn set(host: &'a Sandbox, scenario: &'a Scenario) -> Result<Self> {
+        let surroundings = scenario.surround(host)?;
         let neighbour = scenario.has_neighbour.then(|| host.pod(NEIGHBOUR)).transpose()?;
         if let Some(neighbour) = &neighbour {
             scenario.call(host, NEIGHBOUR, neighbour)?.add().run(host)?.result().context("the neighbour")?;
@@ -96,7 +98,7 @@ impl<'a> Stage<'a> {
         }
         let pod = host.pod(SUBJECT)?;
         let call = scenario.call(host, SUBJECT, &pod)?;
-        Ok(Self { host, scenario, pod, call, _neighbour: neighbour })
+        Ok(Self { host, scenario, pod, call, surroundings, _neighbour: neighbour })
     }
 
     /// The call of a verb, for the pod with this result of ADD.
@@ -221,6 +223,8 @@ fn flush(host: &Sandbox) -> Result<()> {
 pub(crate) fn learn(host: &Sandbox, scenario: &Scenario, verb: Verb) -> Result<Baseline> {
     let stage = Stage::set(host, scenario)?;
     let empty = stage.snapshot()?;
+    let veths = || Ok::<_, anyhow::Error>(host.ip("link show type veth")?.len());
+    let veths_before = veths()?;
     let (answer, mut points) = stage.traced(Verb::Add, &stage.call.add(), None)?;
     let result = answer.result().context("undisturbed ADD")?;
     stage.works(&result).context("undisturbed ADD")?;
@@ -248,7 +252,7 @@ pub(crate) fn learn(host: &Sandbox, scenario: &Scenario, verb: Verb) -> Result<B
     // The kernel takes its time with removed links; what is there once they are gone, stays.
     let settled = soon(|| {
         let snapshot = stage.snapshot()?;
-        if host.ip("link show type veth")?.len() > usize::from(scenario.has_neighbour) {
+        if veths()? > veths_before {
             bail!("a veth is left");
         }
         Ok(snapshot)
@@ -265,7 +269,8 @@ pub(crate) fn judge(
     baseline: &Baseline,
 ) -> Result<Kept> {
     let stage = Stage::set(host, scenario)?;
-    let before = if scenario.has_neighbour { stage.snapshot()? } else { baseline.empty.clone() };
+    let is_empty = !scenario.has_neighbour && matches!(stage.surroundings, Surroundings::None);
+    let before = if is_empty { baseline.empty.clone() } else { stage.snapshot()? };
     let with_result = stage.call.del().prev(&baseline.result);
     let cleaning = if fault == Fault::KillThenPrevResult { with_result.clone() } else { stage.call.del() };
     let mut result = Value::Null;

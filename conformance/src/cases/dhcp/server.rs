@@ -18,11 +18,11 @@ use crate::exec::PATH;
 use crate::sandbox::Sandbox;
 
 /// The bridge on which the server is.
-pub(super) const BRIDGE: &str = "cni0";
+pub const BRIDGE: &str = "cni0";
 
 /// How a server takes what it hears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mood {
+pub enum Mood {
     /// It answers.
     Kind,
     /// It says nothing.
@@ -32,19 +32,19 @@ pub(super) enum Mood {
 }
 
 /// Times of leases in seconds: T1, T2, end.
-pub(super) type Times = [u32; 3];
+pub type Times = [u32; 3];
 
 /// What a server has heard.
 #[derive(Clone, Debug)]
-pub(super) struct Heard {
+pub struct Heard {
     /// Option 53: 1 discover, 3 request, 7 release.
-    pub(super) kind: u8,
+    pub kind: u8,
     /// The address that the client has.
-    pub(super) client: [u8; 4],
+    pub client: [u8; 4],
     /// Whether it asks for an answer to all.
-    pub(super) broadcast: bool,
+    pub broadcast: bool,
     /// All options.
-    pub(super) options: BTreeMap<u8, Vec<u8>>,
+    pub options: BTreeMap<u8, Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -58,14 +58,14 @@ struct State {
 
 /// A server that runs until it is dropped. Its addresses are 10.88.0.10 and on.
 #[derive(Debug)]
-pub(super) struct Server {
+pub struct Server {
     state: Arc<Mutex<State>>,
     ends: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// Makes the bridge, with the server's address.
-pub(super) fn network(host: &Sandbox) -> Result<()> {
+pub fn network(host: &Sandbox) -> Result<()> {
     host.ip_set(&format!("link add {BRIDGE} type bridge"))?;
     host.ip_set(&format!("addr add 10.88.0.1/24 dev {BRIDGE}"))?;
     host.ip_set(&format!("link set {BRIDGE} up"))
@@ -73,7 +73,7 @@ pub(super) fn network(host: &Sandbox) -> Result<()> {
 
 impl Server {
     /// Starts a server on the bridge, which it makes. It gives these options besides mask and times.
-    pub(super) fn start(host: &Sandbox, times: Times, options: &[u8]) -> Result<Self> {
+    pub fn start(host: &Sandbox, times: Times, options: &[u8]) -> Result<Self> {
         network(host)?;
         let socket = UdpSocket::bind(("0.0.0.0", 67)).context("bind the port of DHCP servers")?;
         socket.set_broadcast(true)?;
@@ -120,17 +120,17 @@ impl Server {
     }
 
     /// Changes how it answers.
-    pub(super) fn be(&self, mood: Mood) {
+    pub fn be(&self, mood: Mood) {
         self.state().mood = mood;
     }
 
     /// What it has heard of one kind.
-    pub(super) fn heard(&self, kind: u8) -> Vec<Heard> {
+    pub fn heard(&self, kind: u8) -> Vec<Heard> {
         self.state().heard.iter().filter(|it| it.kind == kind).cloned().collect()
     }
 
     /// The requests for more time that it has heard.
-    pub(super) fn renewals(&self) -> usize {
+    pub fn renewals(&self) -> usize {
         self.heard(3).iter().filter(|it| it.client != [0; 4]).count()
     }
 }
@@ -198,16 +198,16 @@ impl State {
 
 /// A daemon that is killed when it is dropped.
 #[derive(Debug)]
-pub(super) struct Daemon(Child);
+pub struct Daemon(Child);
 
 impl Daemon {
     /// Starts the daemon under test, with these flags.
-    pub(super) fn start(host: &Sandbox, flags: &[&str]) -> Result<Self> {
+    pub fn start(host: &Sandbox, flags: &[&str]) -> Result<Self> {
         Self::start_from(host.plugins(), flags)
     }
 
     /// Starts the daemon of a directory of plugins.
-    pub(super) fn start_from(plugins: &Path, flags: &[&str]) -> Result<Self> {
+    pub fn start_from(plugins: &Path, flags: &[&str]) -> Result<Self> {
         let log = File::options().create(true).append(true).open("/run/scratch/daemon.log")?;
         let mut command = Command::new(plugins.join("dhcp"));
         command.arg("daemon").args(flags).env_clear().env("PATH", PATH).current_dir("/");
@@ -224,12 +224,12 @@ impl Daemon {
     }
 
     /// Its process id.
-    pub(super) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.0.id()
     }
 
     /// Tells it to end, and waits until it has.
-    pub(super) fn stop(mut self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
         let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -251,9 +251,9 @@ impl Drop for Daemon {
 }
 
 /// Where the daemon listens.
-pub(super) const SOCKET: &str = "/run/cni/dhcp.sock";
+pub const SOCKET: &str = "/run/cni/dhcp.sock";
 
 /// What daemons have written.
-pub(super) fn said() -> String {
+pub fn said() -> String {
     fs::read_to_string("/run/scratch/daemon.log").unwrap_or_default()
 }
