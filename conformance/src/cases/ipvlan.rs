@@ -1,11 +1,12 @@
 //! ipvlan: its own keys, in a chain, and its packets.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::cases;
 use super::networks::{Attachment, with};
-use super::sublinks::{Ipvlan, MASTER, addresses, another_master_is_named, attach, call, uplink};
+use super::sublinks::master::*;
+use super::sublinks::{Ipvlan, MASTER, addresses, attach, call, uplink};
 use crate::call::Call;
 use crate::case::Need;
 use crate::expect::{contains, equal, holds, list_at, same_json, text_at};
@@ -17,10 +18,10 @@ cases! {
     "ipvlan/keys" {
         the_mode_is_l2_or_as_configured needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
         an_unknown_mode_is_refused needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
-        the_mtu_is_the_masters_or_as_configured needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
-        a_larger_mtu_is_refused_with_both_figures needs [Need::Plugin("bridgehead"), Need::LinkType("ipvlan")];
-        the_master_is_that_of_the_default_route needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
-        the_master_may_be_in_the_container needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
+        the_mtu_is_the_masters_or_as_configured of Ipvlan needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
+        a_larger_mtu_is_refused_with_both_figures of Ipvlan needs [Need::Plugin("bridgehead"), Need::LinkType("ipvlan")];
+        the_master_is_that_of_the_default_route of Ipvlan needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
+        the_master_may_be_in_the_container of Ipvlan needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
         addresses_are_required needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
     }
     "ipvlan/chain" {
@@ -37,9 +38,9 @@ cases! {
     }
     "ipvlan/check" {
         the_mode_is_changed needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan")];
-        the_master_is_another needs [Need::Plugin("bridgehead"), Need::LinkType("ipvlan")];
-        another_mac_of_the_master_is_no_damage needs [Need::Plugin("bridgehead"), Need::LinkType("ipvlan")];
-        a_moved_default_route_is_no_damage needs [Need::Plugin("bridgehead"), Need::LinkType("ipvlan")];
+        the_master_is_another of Ipvlan needs [Need::Plugin("bridgehead"), Need::LinkType("ipvlan")];
+        another_mac_of_the_master_is_no_damage of Ipvlan needs [Need::Plugin("bridgehead"), Need::LinkType("ipvlan")];
+        a_moved_default_route_is_no_damage of Ipvlan needs [Need::Plugin("bridgehead"), Need::LinkType("ipvlan")];
     }
     "ipvlan/packets" {
         l2_pods_and_the_outside_reach_each_other needs [Need::Plugin("ipvlan"), Need::LinkType("ipvlan"), Need::Ipv6];
@@ -50,20 +51,6 @@ cases! {
 
 fn one(host: &Sandbox, id: &str, more: Value) -> Result<Attachment> {
     attach::<Ipvlan>(host, id, 0, with(addresses(), more))
-}
-
-/// ADD with these keys says each of the parts, and changes nothing.
-fn refused(host: &Sandbox, keys: Value, parts: &[&str]) -> Result<()> {
-    let pod = host.pod("p")?;
-    let what = keys.to_string();
-    let before = Snapshot::take(host, &[&pod])?;
-    let call = call::<Ipvlan>("p", 0, &pod, keys);
-    let refusal = call.add().run(host)?.refusal().with_context(|| what.clone())?;
-    for part in parts {
-        contains(format!("the error with {what}"), &refusal.text(), part)?;
-    }
-    before.restored(host, &[&pod]).with_context(|| what)?;
-    pod.remove()
 }
 
 fn the_mode_is_l2_or_as_configured(host: &Sandbox) -> Result<()> {
@@ -82,59 +69,16 @@ fn the_mode_is_l2_or_as_configured(host: &Sandbox) -> Result<()> {
 fn an_unknown_mode_is_refused(host: &Sandbox) -> Result<()> {
     uplink(host)?;
     for mode in ["l4", "L2", "bridge"] {
-        refused(host, with(addresses(), json!({"mode": mode})), &["mode", mode])?;
+        refused::<Ipvlan>(host, with(addresses(), json!({"mode": mode})), &["mode", mode])?;
     }
     Ok(())
-}
-
-fn the_mtu_is_the_masters_or_as_configured(host: &Sandbox) -> Result<()> {
-    uplink(host)?;
-    host.ip_set("link set up0 mtu 1450")?;
-    for (id, keys, mtu) in [("a", json!({}), 1450), ("b", json!({"mtu": 1400}), 1400)] {
-        let one = one(host, id, keys)?;
-        same_json("mtu", &one.pod.need_link("eth0")?["mtu"], &json!(mtu))?;
-        one.sound(host)?;
-    }
-    Ok(())
-}
-
-fn a_larger_mtu_is_refused_with_both_figures(host: &Sandbox) -> Result<()> {
-    uplink(host)?;
-    refused(host, with(addresses(), json!({"mtu": 1501})), &["1501", "1500"])
-}
-
-fn the_master_is_that_of_the_default_route(host: &Sandbox) -> Result<()> {
-    host.outside()?;
-    host.ip_set("route add default via 192.0.2.2")?;
-    let one = one(host, "a", json!({"master": ""}))?;
-    let index = &host.need_link("up0")?["ifindex"];
-    same_json("index of the master", &one.pod.need_link("eth0")?["link_index"], index)?;
-    one.del(host)?;
-    // And DEL does not ask for one.
-    host.ip_set("route del default")?;
-    one.del(host)
-}
-
-fn the_master_may_be_in_the_container(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("a")?;
-    pod.ip_set("link add inner0 type veth peer name inner1")?;
-    pod.ip_set("link set inner0 up")?;
-    pod.ip_set("link set inner1 up")?;
-    let before = Snapshot::take(host, &[&pod])?;
-    let keys = json!({"master": "inner0", "linkInContainer": true});
-    let call = call::<Ipvlan>("a", 0, &pod, with(addresses(), keys));
-    let result = call.add().run(host)?.result()?;
-    equal("link", text_at(&pod.need_link("eth0")?, "/link")?, "inner0")?;
-    call.check().prev(&result).run(host)?.silence()?;
-    call.del().prev(&result).run(host)?.silence()?;
-    before.restored(host, &[&pod])
 }
 
 fn addresses_are_required(host: &Sandbox) -> Result<()> {
     uplink(host)?;
-    refused(host, json!({}), &[])?;
+    refused::<Ipvlan>(host, json!({}), &[])?;
     let nothing = json!({"cniVersion": "1.0.0", "interfaces": [{"name": MASTER}]});
-    refused(host, json!({"prevResult": nothing}), &[])
+    refused::<Ipvlan>(host, json!({"prevResult": nothing}), &[])
 }
 
 /// What a plugin before in the chain has answered.
@@ -193,7 +137,7 @@ fn several_interfaces_before_tell_no_master(host: &Sandbox) -> Result<()> {
     uplink(host)?;
     host.ip_set("route add default dev up0")?;
     for interfaces in [json!([]), json!([{"name": "a0"}, {"name": "b0"}])] {
-        refused(host, json!({"master": "", "prevResult": before(interfaces)}), &["aster"])?;
+        refused::<Ipvlan>(host, json!({"master": "", "prevResult": before(interfaces)}), &["aster"])?;
     }
     Ok(())
 }
@@ -231,7 +175,7 @@ fn status_and_gc_know_nothing_before(host: &Sandbox) -> Result<()> {
 fn one_that_has_macvlans_is_refused(host: &Sandbox) -> Result<()> {
     uplink(host)?;
     host.ip_set("link add link up0 name there0 type macvlan mode bridge")?;
-    refused(host, addresses(), &[])
+    refused::<Ipvlan>(host, addresses(), &[])
 }
 
 fn ipvlan_is_refused_where_the_kernel_has_none(host: &Sandbox) -> Result<()> {
@@ -239,7 +183,7 @@ fn ipvlan_is_refused_where_the_kernel_has_none(host: &Sandbox) -> Result<()> {
         return Ok(());
     }
     uplink(host)?;
-    refused(host, addresses(), &["CONFIG_IPVLAN"])?;
+    refused::<Ipvlan>(host, addresses(), &["CONFIG_IPVLAN"])?;
     let pod = host.pod("s")?;
     let status = call::<Ipvlan>("s", 0, &pod, with(addresses(), json!({"cniVersion": "1.1.0"}))).status();
     contains("STATUS", &status.run(host)?.refused_with(50)?.text(), "CONFIG_IPVLAN")
@@ -252,25 +196,6 @@ fn the_mode_is_changed(host: &Sandbox) -> Result<()> {
     let said = one.damaged(host)?.to_lowercase();
     contains("CHECK", &said, "l2")?;
     contains("CHECK", &said, "l3")
-}
-
-fn the_master_is_another(host: &Sandbox) -> Result<()> {
-    another_master_is_named::<Ipvlan>(host)
-}
-
-fn another_mac_of_the_master_is_no_damage(host: &Sandbox) -> Result<()> {
-    uplink(host)?;
-    let one = one(host, "a", json!({}))?;
-    host.ip_set("link set up0 address 02:00:00:00:aa:02")?;
-    one.sound(host)
-}
-
-fn a_moved_default_route_is_no_damage(host: &Sandbox) -> Result<()> {
-    host.outside()?;
-    host.ip_set("route add default via 192.0.2.2")?;
-    let one = one(host, "a", json!({"master": ""}))?;
-    host.ip_set("route del default")?;
-    one.sound(host)
 }
 
 fn l2_pods_and_the_outside_reach_each_other(host: &Sandbox) -> Result<()> {

@@ -1,11 +1,12 @@
 //! macvlan: its own keys, and its packets.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::cases;
 use super::networks::{Attachment, with};
-use super::sublinks::{MASTER, Macvlan, addresses, another_master_is_named, attach, call, uplink};
+use super::sublinks::master::{self, *};
+use super::sublinks::{MASTER, Macvlan, addresses, attach, call, uplink};
 use crate::case::Need;
 use crate::expect::{contains, equal, holds, same_json, text_at};
 use crate::pod::Pod;
@@ -16,14 +17,14 @@ cases! {
     "macvlan/keys" {
         the_mode_is_bridge_or_as_configured needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
         an_unknown_mode_is_refused needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
-        the_mtu_is_the_masters_or_as_configured needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
-        a_larger_mtu_is_refused_with_both_figures needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
+        the_mtu_is_the_masters_or_as_configured of Macvlan needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
+        a_larger_mtu_is_refused_with_both_figures of Macvlan needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
         the_mac_is_that_of_the_runtime needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
         a_mac_that_cannot_be_is_refused needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
         the_mac_stays_the_same needs [Need::Plugin("bridgehead"), Need::LinkType("macvlan")];
         the_broadcast_queue_is_as_configured needs [Need::Plugin("bridgehead"), Need::LinkType("macvlan")];
-        the_master_is_that_of_the_default_route needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
-        the_master_may_be_in_the_container needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
+        the_master_is_that_of_the_default_route of Macvlan needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
+        the_master_may_be_in_the_container of Macvlan needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
         there_need_be_no_addresses needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
         dns_of_the_configuration_is_told needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
         dns_of_the_ipam_is_told_otherwise needs [Need::Plugin("bridgehead"), Need::LinkType("macvlan")];
@@ -31,8 +32,8 @@ cases! {
     }
     "macvlan/check" {
         the_mode_is_changed needs [Need::Plugin("macvlan"), Need::LinkType("macvlan")];
-        the_master_is_another needs [Need::Plugin("bridgehead"), Need::LinkType("macvlan")];
-        a_moved_default_route_is_no_damage needs [Need::Plugin("bridgehead"), Need::LinkType("macvlan")];
+        the_master_is_another of Macvlan needs [Need::Plugin("bridgehead"), Need::LinkType("macvlan")];
+        a_moved_default_route_is_no_damage of Macvlan needs [Need::Plugin("bridgehead"), Need::LinkType("macvlan")];
         a_smaller_master_is_no_damage needs [Need::Plugin("bridgehead"), Need::LinkType("macvlan")];
     }
     "macvlan/passthru" {
@@ -62,21 +63,9 @@ fn one(host: &Sandbox, id: &str, more: Value) -> Result<Attachment> {
     attach::<Macvlan>(host, id, 0, with(addresses(), more))
 }
 
-/// ADD with these keys says each of the parts, and changes nothing.
+/// ADD with these keys and addresses says each of the parts, and changes nothing.
 fn refused(host: &Sandbox, keys: Value, parts: &[&str]) -> Result<()> {
-    let pod = host.pod("p")?;
-    let what = keys.to_string();
-    let before = Snapshot::take(host, &[&pod])?;
-    let refusal = call::<Macvlan>("p", 0, &pod, with(addresses(), keys))
-        .add()
-        .run(host)?
-        .refusal()
-        .with_context(|| what.clone())?;
-    for part in parts {
-        contains(format!("the error with {what}"), &refusal.text(), part)?;
-    }
-    before.restored(host, &[&pod]).with_context(|| what)?;
-    pod.remove()
+    master::refused::<Macvlan>(host, with(addresses(), keys), parts)
 }
 
 fn the_mode_is_bridge_or_as_configured(host: &Sandbox) -> Result<()> {
@@ -97,24 +86,6 @@ fn an_unknown_mode_is_refused(host: &Sandbox) -> Result<()> {
         refused(host, json!({"mode": mode}), &["mode", mode])?;
     }
     refused(host, json!({"mode": 4}), &["mode"])
-}
-
-fn the_mtu_is_the_masters_or_as_configured(host: &Sandbox) -> Result<()> {
-    uplink(host)?;
-    host.ip_set("link set up0 mtu 1450")?;
-    for (id, keys, mtu) in
-        [("a", json!({}), 1450), ("b", json!({"mtu": 0}), 1450), ("c", json!({"mtu": 1400}), 1400)]
-    {
-        let one = one(host, id, keys)?;
-        same_json("mtu", &one.pod.need_link("eth0")?["mtu"], &json!(mtu))?;
-        one.sound(host)?;
-    }
-    Ok(())
-}
-
-fn a_larger_mtu_is_refused_with_both_figures(host: &Sandbox) -> Result<()> {
-    uplink(host)?;
-    refused(host, json!({"mtu": 1501}), &["1501", "1500"])
 }
 
 fn the_mac_is_that_of_the_runtime(host: &Sandbox) -> Result<()> {
@@ -170,36 +141,6 @@ fn the_broadcast_queue_is_as_configured(host: &Sandbox) -> Result<()> {
     contains("CHECK", &one.damaged(host)?, "300")
 }
 
-fn the_master_is_that_of_the_default_route(host: &Sandbox) -> Result<()> {
-    host.outside()?;
-    host.ip_set("link add other0 type veth peer name other1")?;
-    host.ip_set("link set other0 up")?;
-    host.ip_set("route add default via 192.0.2.2")?;
-    for (id, master) in [("a", Value::Null), ("b", json!(""))] {
-        let one = one(host, id, json!({"master": master}))?;
-        let index = &host.need_link("up0")?["ifindex"];
-        same_json("index of the master", &one.pod.need_link("eth0")?["link_index"], index)?;
-        one.sound(host)?;
-    }
-    Ok(())
-}
-
-fn the_master_may_be_in_the_container(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("a")?;
-    pod.ip_set("link add inner0 type veth peer name inner1")?;
-    pod.ip_set("link set inner0 up")?;
-    pod.ip_set("link set inner1 up")?;
-    let before = Snapshot::take(host, &[&pod])?;
-    let keys = json!({"master": "inner0", "linkInContainer": true});
-    let call = call::<Macvlan>("a", 0, &pod, with(addresses(), keys));
-    let result = call.add().run(host)?.result()?;
-    equal("link", text_at(&pod.need_link("eth0")?, "/link")?, "inner0")?;
-    call.check().prev(&result).run(host)?.silence()?;
-    call.del().prev(&result).run(host)?.silence()?;
-    before.restored(host, &[&pod])?;
-    contains("the error", &call.set("master", json!("up0")).add().run(host)?.refusal()?.text(), "up0")
-}
-
 fn there_need_be_no_addresses(host: &Sandbox) -> Result<()> {
     uplink(host)?;
     for (id, ipam) in [("a", Value::Null), ("b", json!({}))] {
@@ -250,20 +191,6 @@ fn the_mode_is_changed(host: &Sandbox) -> Result<()> {
     let said = one.damaged(host)?.to_lowercase();
     contains("CHECK", &said, "private")?;
     contains("CHECK", &said, "vepa")
-}
-
-fn the_master_is_another(host: &Sandbox) -> Result<()> {
-    another_master_is_named::<Macvlan>(host)
-}
-
-fn a_moved_default_route_is_no_damage(host: &Sandbox) -> Result<()> {
-    host.outside()?;
-    host.ip_set("route add default via 192.0.2.2")?;
-    let one = one(host, "a", json!({"master": ""}))?;
-    host.ip_set("link add other0 type veth peer name other1")?;
-    host.ip_set("link set other0 up")?;
-    host.ip_set("route replace default dev other0")?;
-    one.sound(host)
 }
 
 fn a_smaller_master_is_no_damage(host: &Sandbox) -> Result<()> {

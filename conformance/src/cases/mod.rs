@@ -12,6 +12,8 @@
 //! }
 //! ```
 //!
+//! A case that is generic over what it is a case of is named with that: `links_are_up of Macvlan;`.
+//!
 //! A case has a host of its own (see [`crate::sandbox`]) and need not tidy up. It makes pods with `host.pod("a")`,
 //! calls plugins with [`Call`](crate::call::Call), looks at the answer (`result()`, `silence()`, `refusal()`), at the
 //! kernel (`host.ip("link show")`, `pod.addresses("eth0")`, `pod.ping(..)`) and at the store (`host.leases("net")`), and
@@ -82,14 +84,14 @@ mod whole;
 
 /// Lists the cases of a file: groups of functions, each with what it needs.
 macro_rules! cases {
-    ($($group:literal { $($name:ident $(needs [$($need:expr),+])?;)+ })+) => {
+    ($($group:literal { $($name:ident $(of $kind:ident)? $(needs [$($need:expr),+])?;)+ })+) => {
         /// The cases of this file.
         pub(super) const CASES: &[crate::case::Case] = &[$($(
             crate::case::Case {
                 group: $group,
                 name: stringify!($name),
                 needs: &[$($($need),+)?],
-                run: $name,
+                run: $name$(::<$kind>)?,
             },
         )+)+];
     };

@@ -4,6 +4,7 @@
 
 mod change;
 mod lifecycle;
+pub(super) mod master;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -13,7 +14,6 @@ use crate::call::Call;
 use crate::case::{Case, Need};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
-pub(super) use change::another_master_is_named;
 use change::*;
 use lifecycle::*;
 

@@ -1,25 +1,25 @@
 //! vlan: its own keys, and its packets.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::cases;
 use super::networks::{Attachment, with};
-use super::sublinks::{MASTER, Vlan, addresses, another_master_is_named, attach, call, uplink};
+use super::sublinks::master::{self, *};
+use super::sublinks::{MASTER, Vlan, addresses, attach, call, uplink};
 use crate::case::Need;
 use crate::expect::{contains, equal, holds, same_json, text_at};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
-use crate::snapshot::Snapshot;
 
 cases! {
     "vlan/keys" {
         the_id_is_as_configured needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
         an_id_that_cannot_be_is_refused needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
         a_master_is_required needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
-        the_mtu_is_the_masters_or_as_configured needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
-        a_larger_mtu_is_refused_with_both_figures needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
-        the_master_may_be_in_the_container needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
+        the_mtu_is_the_masters_or_as_configured of Vlan needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
+        a_larger_mtu_is_refused_with_both_figures of Vlan needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
+        the_master_may_be_in_the_container of Vlan needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
         there_need_be_no_addresses needs [Need::Plugin("bridgehead"), Need::LinkType("vlan")];
     }
     "vlan/errors" {
@@ -30,8 +30,8 @@ cases! {
     }
     "vlan/check" {
         the_id_is_changed needs [Need::Plugin("vlan"), Need::LinkType("vlan")];
-        the_master_is_another needs [Need::Plugin("bridgehead"), Need::LinkType("vlan")];
-        another_mac_of_the_master_is_no_damage needs [Need::Plugin("bridgehead"), Need::LinkType("vlan")];
+        the_master_is_another of Vlan needs [Need::Plugin("bridgehead"), Need::LinkType("vlan")];
+        another_mac_of_the_master_is_no_damage of Vlan needs [Need::Plugin("bridgehead"), Need::LinkType("vlan")];
     }
     "vlan/packets" {
         pod_and_outside_reach_each_other_with_tags needs [Need::Plugin("vlan"), Need::LinkType("vlan"), Need::Ipv6];
@@ -48,18 +48,9 @@ fn one(host: &Sandbox, id: &str, more: Value) -> Result<Attachment> {
     attach::<Vlan>(host, id, 0, with(addresses(), more))
 }
 
-/// ADD with these keys says each of the parts, and changes nothing.
+/// ADD with these keys and addresses says each of the parts, and changes nothing.
 fn refused(host: &Sandbox, keys: Value, parts: &[&str]) -> Result<()> {
-    let pod = host.pod("p")?;
-    let what = keys.to_string();
-    let before = Snapshot::take(host, &[&pod])?;
-    let call = call::<Vlan>("p", 0, &pod, with(addresses(), keys));
-    let refusal = call.add().run(host)?.refusal().with_context(|| what.clone())?;
-    for part in parts {
-        contains(format!("the error with {what}"), &refusal.text(), part)?;
-    }
-    before.restored(host, &[&pod]).with_context(|| what)?;
-    pod.remove()
+    master::refused::<Vlan>(host, with(addresses(), keys), parts)
 }
 
 fn the_id_is_as_configured(host: &Sandbox) -> Result<()> {
@@ -86,37 +77,6 @@ fn a_master_is_required(host: &Sandbox) -> Result<()> {
     uplink(host)?;
     host.ip_set("route add default dev up0")?;
     refused(host, json!({"master": ""}), &["master"])
-}
-
-fn the_mtu_is_the_masters_or_as_configured(host: &Sandbox) -> Result<()> {
-    uplink(host)?;
-    host.ip_set("link set up0 mtu 1450")?;
-    for (number, keys, mtu) in [(0, json!({}), 1450), (1, json!({"mtu": 1400}), 1400)] {
-        let one = attach::<Vlan>(host, &format!("p{number}"), number, with(addresses(), keys))?;
-        same_json("mtu", &one.pod.need_link("eth0")?["mtu"], &json!(mtu))?;
-        one.sound(host)?;
-    }
-    Ok(())
-}
-
-fn a_larger_mtu_is_refused_with_both_figures(host: &Sandbox) -> Result<()> {
-    uplink(host)?;
-    refused(host, json!({"mtu": 1501}), &["1501", "1500"])
-}
-
-fn the_master_may_be_in_the_container(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("a")?;
-    pod.ip_set("link add inner0 type veth peer name inner1")?;
-    pod.ip_set("link set inner0 up")?;
-    pod.ip_set("link set inner1 up")?;
-    let before = Snapshot::take(host, &[&pod])?;
-    let keys = json!({"master": "inner0", "linkInContainer": true});
-    let call = call::<Vlan>("a", 0, &pod, with(addresses(), keys));
-    let result = call.add().run(host)?.result()?;
-    equal("link", text_at(&pod.need_link("eth0")?, "/link")?, "inner0")?;
-    call.check().prev(&result).run(host)?.silence()?;
-    call.del().prev(&result).run(host)?.silence()?;
-    before.restored(host, &[&pod])
 }
 
 fn there_need_be_no_addresses(host: &Sandbox) -> Result<()> {
@@ -170,17 +130,6 @@ fn the_id_is_changed(host: &Sandbox) -> Result<()> {
     let refusal = call.check().prev(&one.result).run(host)?.refusal()?;
     contains("CHECK", &refusal.text(), "200")?;
     contains("CHECK", &refusal.text(), "100")
-}
-
-fn the_master_is_another(host: &Sandbox) -> Result<()> {
-    another_master_is_named::<Vlan>(host)
-}
-
-fn another_mac_of_the_master_is_no_damage(host: &Sandbox) -> Result<()> {
-    uplink(host)?;
-    let one = one(host, "a", json!({}))?;
-    host.ip_set("link set up0 address 02:00:00:00:aa:02")?;
-    one.sound(host)
 }
 
 /// Addresses of the network behind the uplink, in a VLAN there.

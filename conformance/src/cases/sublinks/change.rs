@@ -97,15 +97,6 @@ pub(super) fn each_damage_is_named<K: Kind>(host: &Sandbox) -> Result<()> {
     Ok(())
 }
 
-pub(in crate::cases) fn another_master_is_named<K: Kind>(host: &Sandbox) -> Result<()> {
-    let one = usual::<K>(host)?;
-    // Older kernels rename only what is down.
-    host.ip_set("link set up0 down")?;
-    host.ip_set("link set up0 name gone0")?;
-    host.ip_set("link add up0 type veth peer name far1")?;
-    contains("CHECK with another master", &one.damaged(host)?, "gone0")
-}
-
 pub(super) fn the_reservation_is_removed<K: Kind>(host: &Sandbox) -> Result<()> {
     let one = usual::<K>(host)?;
     fs::remove_file("/var/lib/cni/networks/net/10.30.0.2")?;
