@@ -15,7 +15,7 @@ use super::message::{CLIENT_PORT, Kind, Message};
 use super::options::{Options, code};
 use crate::net::packet::BROADCAST;
 use crate::net::rtnl::link;
-use crate::net::{Mac, Netns, PacketSocket, Rtnl};
+use crate::net::{Mac, Netns, Rtnl, UdpListener};
 use crate::spec::{CniError, Code};
 
 /// How long is waited for what.
@@ -78,7 +78,7 @@ pub enum Answer {
 }
 
 /// Opens the socket of a link, which is set up if it is down.
-fn open(netns: &Netns, home: &Netns, ifname: &str) -> anyhow::Result<(PacketSocket, Mac)> {
+fn open(netns: &Netns, home: &Netns, ifname: &str) -> anyhow::Result<(UdpListener, Mac)> {
     netns.run(home, || {
         let mut rtnl = Rtnl::open()?;
         let no_link = || {
@@ -93,7 +93,7 @@ fn open(netns: &Netns, home: &Netns, ifname: &str) -> anyhow::Result<(PacketSock
             let msg = format!("interface {ifname} has no hardware address, which DHCP needs");
             return Err(CniError::new(Code::Kernel, msg).into());
         };
-        Ok((PacketSocket::open(&found, CLIENT_PORT)?, mac))
+        Ok((UdpListener::open(&found, CLIENT_PORT)?, mac))
     })?
 }
 
@@ -116,7 +116,7 @@ pub fn release(
 /// A pod's link, over which a client speaks.
 #[derive(Debug)]
 pub struct Exchange<'a> {
-    socket: AsyncFd<PacketSocket>,
+    socket: AsyncFd<UdpListener>,
     mac: Mac,
     identity: &'a Identity,
     timing: Timing,

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::options::{Options, code};
 use crate::net::Mac;
+use crate::net::checksum::checksum;
 
 /// Port of servers.
 const SERVER_PORT: u16 = 67;
@@ -161,15 +162,6 @@ fn in_udp(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet.extend(udp);
     packet
-}
-
-/// The checksum of the Internet (RFC 1071) over parts, of which only the last may have an odd length.
-fn checksum(parts: &[&[u8]]) -> u16 {
-    let words = parts.iter().flat_map(|part| part.chunks(2));
-    let sum: u32 =
-        words.map(|word| u32::from(word[0]) << 8 | word.get(1).map_or(0, |byte| u32::from(*byte))).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !(((folded & 0xffff) + (folded >> 16)) as u16)
 }
 
 #[cfg(test)]

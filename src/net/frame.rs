@@ -1,19 +1,18 @@
 //! Frames by which an interface tells its neighbours of an address.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use nix::libc;
+use nix::errno::Errno;
+use nix::sys::socket::SockFlag;
 
+use super::checksum::checksum;
+use super::packet::{BROADCAST, Destination, PacketSocket};
 use super::{Error, Mac, Result};
 
 /// `ETH_P_ARP` and `ETH_P_IPV6` (linux/if_ether.h).
 const ETH_P_ARP: u16 = 0x0806;
 const ETH_P_IPV6: u16 = 0x86dd;
 
-/// Where all of a link hear.
-const BROADCAST: Mac = Mac([0xff; 6]);
 /// Where all that speak IPv6 hear: `ff02::1`, and its multicast address in Ethernet (RFC 2464, section 7).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
@@ -49,41 +48,13 @@ impl Frame {
     }
 
     /// Sends frames by a link of the thread's namespace.
-    ///
-    /// To close the socket takes some milliseconds, in which the kernel waits for RCU.
     pub fn send_all(frames: &[Self], link: u32) -> Result<()> {
-        let failed =
-            |deed: &str| Error::from_io(format!("{deed} by link {link}"), &io::Error::last_os_error());
-        // A protocol of 0: it sends, and hears nothing.
-        // SAFETY: no memory is involved.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(failed("open a packet socket to send"));
-        }
-        // SAFETY: it was just made and belongs to nobody else.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        for frame in frames {
-            let mut place = libc::sockaddr_ll {
-                sll_family: libc::AF_PACKET as u16,
-                sll_protocol: frame.protocol.to_be(),
-                sll_ifindex: link.cast_signed(),
-                sll_hatype: 0,
-                sll_pkttype: 0,
-                sll_halen: 6,
-                sll_addr: [0; 8],
-            };
-            let (mac, _) = place.sll_addr.split_at_mut(6);
-            mac.copy_from_slice(&frame.destination.0);
-            let bytes = frame.payload.as_slice();
-            // SAFETY: bytes and address are as long as is said, and live as long as the call.
-            let sent = unsafe {
-                let place_len = size_of_val(&place) as libc::socklen_t;
-                let place = (&raw const place).cast();
-                libc::sendto(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0, place, place_len)
-            };
-            if sent < 0 {
-                return Err(failed("send an announcement"));
-            }
+        let failed = |deed: &str, e: Errno| Error::new(format!("{deed} by link {link}"), e);
+        let socket =
+            PacketSocket::open(SockFlag::empty()).map_err(|e| failed("open a packet socket to send", e))?;
+        for Self { protocol, destination, payload } in frames {
+            let to = Destination { link, mac: *destination, protocol: *protocol };
+            socket.send(payload, to).map_err(|e| failed("send an announcement", e))?;
         }
         Ok(())
     }
@@ -108,7 +79,7 @@ fn neighbour_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
     let length = (message.len() as u16).to_be_bytes();
     let everybody = ALL_NODES.octets();
     let pseudo_header = [&own[..], &everybody, &[0, 0], &length, &[0, 0, 0, NEXT_HEADER_ICMPV6]].concat();
-    let sum = checksum(&[pseudo_header, message.clone()].concat());
+    let sum = checksum(&[&pseudo_header, &message]);
     if let Some(place) = message.get_mut(2..4) {
         place.copy_from_slice(&sum.to_be_bytes());
     }
@@ -120,16 +91,6 @@ fn neighbour_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
     packet.extend(everybody);
     packet.extend(message);
     packet
-}
-
-/// The checksum of the Internet (RFC 1071) of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2).filter_map(|pair| pair.try_into().ok().map(u16::from_be_bytes));
-    let mut sum: u32 = words.map(u32::from).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 #[cfg(test)]
@@ -155,7 +116,7 @@ mod tests {
         // Over the pseudo-header and the message with its checksum, the sum is all ones.
         let length = [packet[4], packet[5]];
         let pseudo = [&packet[8..40], &[0, 0], &length, &[0, 0, 0, 58]].concat();
-        assert_eq!(checksum(&[&pseudo, &packet[40..]].concat()), 0);
+        assert_eq!(checksum(&[&pseudo, &packet[40..]]), 0);
         assert_eq!(&packet[66..], &MAC.0);
     }
 }

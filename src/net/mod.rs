@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod bad_input_tests;
+pub mod checksum;
 pub mod child;
 pub mod conntrack;
 pub mod dbus;
@@ -20,6 +21,7 @@ pub mod rtnl;
 pub mod selinux;
 pub mod sysctl;
 pub mod tun;
+pub mod udp_listener;
 
 pub use error::{Error, Result};
 pub use frame::Frame;
@@ -27,3 +29,4 @@ pub use mac::Mac;
 pub use netns::Netns;
 pub use packet::PacketSocket;
 pub use rtnl::{Link, Rtnl};
+pub use udp_listener::UdpListener;
