@@ -69,6 +69,21 @@ def inside(namespace, *command):
     return ("nsenter", f"--net={namespace}", *command) if namespace else command
 
 
+@contextlib.contextmanager
+def namespace(name):
+    """A network namespace with a web server in it, as a path. Both end with the `with`."""
+    run("ip", "netns", "add", name)
+    path = f"/run/netns/{name}"
+    with subprocess.Popen(inside(path, "busybox", "httpd", "-f", "-p", "80", "-h", "/www")) as server:
+        try:
+            yield path
+        finally:
+            server.kill()
+            server.wait()
+            # A case may have done so already.
+            run("ip", "netns", "delete", name, check=False)
+
+
 def url(address, port):
     """Where a web server at an address of either family tells whom it talks to."""
     host = f"[{address}]" if ":" in address else address
@@ -81,9 +96,9 @@ def ask(namespace, address, port):
 
     def once():
         # The wget of Debian 12's busybox crashes if it is given a time limit of its own.
-        return run("timeout", "3", *inside(namespace, "busybox", "wget", "-q", "-O", "-", url(address, port)))
+        return run("timeout", "1.5", *inside(namespace, "busybox", "wget", "-q", "-O", "-", url(address, port)))
 
-    return said(eventually(once))
+    return said(eventually(once, seconds=10))
 
 
 def said(page):
@@ -195,9 +210,11 @@ def snapshot():
             found.append(f"nft {table} {line.strip()}")
     for directory in "/var/lib/cni", "/run/bridgehead", "/run/netns", "/run/cni":
         for parent, _, names in os.walk(directory):
-            # A lock is as good as none, and the index of reservations is made again whenever it does not fit.
-            if not parent.startswith("/run/bridgehead/ipam"):
-                found += [f"file {parent}/{name}" for name in names if name != "lock"]
+            # Locks are as good as none; the index of reservations is made again whenever it does not fit; and which
+            # address was given last stays when a network is gone, as with the reference.
+            if not parent.startswith(("/run/bridgehead/ipam", "/run/bridgehead/bridges")):
+                names = [name for name in names if name != "lock" and not name.startswith("last_reserved_ip.")]
+                found += [f"file {parent}/{name}" for name in names]
     return set(found)
 
 

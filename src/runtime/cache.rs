@@ -181,7 +181,11 @@ impl Entry {
     }
 
     fn decode(object: &Map<String, Value>) -> Result<Self, String> {
-        let document: Document = json::decode_object(object).map_err(|e| e.to_string())?;
+        let mut document: Document = json::decode_object(object).map_err(|e| e.to_string())?;
+        if document.netns.is_empty() {
+            // libcni keeps it since 1.2, but the result has it.
+            document.netns = sandbox_of(&document.result, &document.if_name).unwrap_or_default().to_owned();
+        }
         Ok(Self {
             network: document.network_name,
             parameters: Parameters {
@@ -195,6 +199,13 @@ impl Entry {
             result: document.result,
         })
     }
+}
+
+/// The namespace that a result has for an interface.
+fn sandbox_of<'r>(result: &'r Map<String, Value>, ifname: &str) -> Option<&'r str> {
+    let interfaces = result.get("interfaces")?.as_array()?;
+    let own = interfaces.iter().filter(|it| it.get("name").is_some_and(|name| name == ifname));
+    own.filter_map(|it| it.get("sandbox")?.as_str()).find(|sandbox| !sandbox.is_empty())
 }
 
 fn write_durably(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -277,6 +288,25 @@ mod tests {
         cache.remove(&key).unwrap();
         cache.remove(&key).unwrap();
         assert_eq!(cache.load(&key).unwrap(), None);
+    }
+
+    /// As containerd 1.6 and podman 4 have it.
+    #[test]
+    fn an_entry_without_a_namespace_has_that_of_its_result() {
+        let scratch = Scratch::new();
+        let interfaces = |sandbox: &str| {
+            json!({"kind": "cniCacheV1", "containerId": "c", "ifName": "eth0", "networkName": "n", "config": "e30K",
+            "result": {"cniVersion": "0.4.0", "interfaces": [
+                {"name": "eth0"}, {"name": "veth0"}, {"name": "eth0", "sandbox": sandbox},
+                {"name": "eth1", "sandbox": "/run/netns/other"},
+            ]}})
+        };
+        let cache = ResultCache::new(scratch.path());
+        for (sandbox, netns) in [("/run/netns/c", "/run/netns/c"), ("", "")] {
+            scratch.file("results/n-c-eth0", &interfaces(sandbox).to_string());
+            assert_eq!(cache.load(&attachment("n", "c")).unwrap().unwrap().parameters.netns, netns);
+            assert_eq!(cache.attachments("n").unwrap()[0].parameters.netns, netns);
+        }
     }
 
     #[test]
