@@ -22,6 +22,8 @@ pub(crate) struct Chain<'a> {
     pub(crate) suite: &'a Suite,
     /// Their configurations, in the order of ADD.
     pub(crate) plugins: &'a [Value],
+    /// How many ports of the host lead to each pod, where a plugin has the portMappings capability.
+    pub(crate) ports: usize,
 }
 
 impl Chain<'_> {
@@ -75,8 +77,9 @@ impl Chain<'_> {
         }
         config["name"] = json!(NETWORK);
         if plugin["capabilities"]["portMappings"] == true {
-            let ports =
-                json!([{"hostPort": FIRST_HOST_PORT + pod.index, "containerPort": 80, "protocol": "tcp"}]);
+            let first = FIRST_HOST_PORT + self.ports * pod.index;
+            let port = |i| json!({"hostPort": first + i, "containerPort": 80 + i, "protocol": "tcp"});
+            let ports: Vec<_> = (0..self.ports).map(port).collect();
             config["runtimeConfig"] = json!({ "portMappings": ports });
         }
         if let Some(previous) = previous {

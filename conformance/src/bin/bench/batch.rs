@@ -89,7 +89,7 @@ pub(crate) fn run(suite: &Suite, scenario: &Scenario, pods: usize, at_once: usiz
         }
         Workload::Question(plugin) => {
             let plugins = std::slice::from_ref(plugin);
-            let chain = Chain { suite, plugins };
+            let chain = Chain { suite, plugins, ports: 0 };
             if let Some(plugin) = chain.missing() {
                 return Ok(Outcome::Absent(plugin.to_string()));
             }
@@ -109,8 +109,8 @@ pub(crate) fn run(suite: &Suite, scenario: &Scenario, pods: usize, at_once: usiz
                 }
             })
         }
-        Workload::Attachments { chain, nat, reservations } => {
-            let chain = Chain { suite, plugins: chain };
+        Workload::Attachments { chain, nat, reservations, ports } => {
+            let chain = Chain { suite, plugins: chain, ports: *ports };
             if let Some(plugin) = chain.missing() {
                 return Ok(Outcome::Absent(plugin.to_string()));
             }
@@ -232,7 +232,7 @@ pub(crate) fn probe(suite: &Suite, scenario: &Scenario, deletion: &Deletion) -> 
             return Ok(Probe { add: Observed::new(None, marks), del: None });
         }
         Workload::Question(plugin) => {
-            let chain = Chain { suite, plugins: std::slice::from_ref(plugin) };
+            let chain = Chain { suite, plugins: std::slice::from_ref(plugin), ports: 0 };
             return Host::within(1, |host| {
                 let [pod] = &host.pods[..] else { bail!("no pod") };
                 chain.add(pod, Call::timed)?;
@@ -243,7 +243,9 @@ pub(crate) fn probe(suite: &Suite, scenario: &Scenario, deletion: &Deletion) -> 
                 Ok(Probe { add: Observed::new(started, marks), del: None })
             });
         }
-        Workload::Attachments { chain, reservations, .. } => (Chain { suite, plugins: chain }, *reservations),
+        Workload::Attachments { chain, reservations, ports, .. } => {
+            (Chain { suite, plugins: chain, ports: *ports }, *reservations)
+        }
     };
     let strace = strace();
     settle()?;

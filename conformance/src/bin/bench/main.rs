@@ -158,7 +158,7 @@ fn measure(scenario: &Scenario, suites: &[Suite], options: &Options, report: &mu
                     continue;
                 }
                 eprintln!("{}, {at_once} at once, round {round}: {}", scenario.name, suite.label);
-                match batch::run(suite, scenario, options.pods, at_once)? {
+                match batch::run(suite, scenario, options.pods.min(scenario.most_pods), at_once)? {
                     Outcome::Done(batch) => {
                         deletions[index] = batch.deletion.clone();
                         batches[index].push(batch);

@@ -43,6 +43,8 @@ pub(crate) enum Workload {
         nat: Nat,
         /// How many addresses host-local has given away before.
         reservations: u32,
+        /// How many ports of the host lead to each pod, where a plugin has the capability.
+        ports: usize,
     },
 }
 
@@ -69,6 +71,8 @@ pub(crate) struct Scenario {
     pub(crate) workload: Workload,
     /// How many calls are under way at the same time; a batch for each.
     pub(crate) at_once: &'static [usize],
+    /// The most pods that there is room for.
+    pub(crate) most_pods: usize,
 }
 
 /// All scenarios, in the order of the report.
@@ -77,12 +81,8 @@ pub(crate) fn all() -> Vec<Scenario> {
     let both: &[usize] = &[1, 8];
     let chained = |nat| vec![bridge(nat, V4), portmap(nat), firewall(nat), bandwidth(), tuning()];
     vec![
-        Scenario { name: "start-up (VERSION)", workload: Workload::Startup("bridge"), at_once: &[1] },
-        Scenario {
-            name: "bridge with a pod",
-            workload: Workload::Question(bridge(Nat::Iptables, V4)),
-            at_once: &[1],
-        },
+        single("start-up (VERSION)", Workload::Startup("bridge")),
+        single("bridge with a pod", Workload::Question(bridge(Nat::Iptables, V4))),
         attachments(BARE_ATTACHMENT, vec![bridge(Nat::None, V4)], Nat::None, both),
         attachments("bridge, iptables", vec![bridge(Nat::Iptables, V4)], Nat::Iptables, both),
         attachments("bridge, nftables", vec![bridge(Nat::Nftables, V4)], Nat::Nftables, both),
@@ -95,6 +95,10 @@ pub(crate) fn all() -> Vec<Scenario> {
             Nat::Nftables,
             &[1],
         ),
+        many_ports(
+            "bridge+portmap, 1000 ports, nftables",
+            vec![bridge(Nat::Nftables, V4), portmap(Nat::Nftables)],
+        ),
         attachments(CHAIN, chained(Nat::Iptables), Nat::Iptables, both),
         attachments("the same chain, nftables", chained(Nat::Nftables), Nat::Nftables, &[1]),
         attachments("the same as one entry, iptables", vec![whole(Nat::Iptables)], Nat::Iptables, &[1]),
@@ -105,12 +109,23 @@ pub(crate) fn all() -> Vec<Scenario> {
 }
 
 fn attachments(name: &'static str, chain: Vec<Value>, nat: Nat, at_once: &'static [usize]) -> Scenario {
-    Scenario { name, workload: Workload::Attachments { chain, nat, reservations: 0 }, at_once }
+    let workload = Workload::Attachments { chain, nat, reservations: 0, ports: 1 };
+    Scenario { at_once, ..single(name, workload) }
+}
+
+fn single(name: &'static str, workload: Workload) -> Scenario {
+    Scenario { name, workload, at_once: &[1], most_pods: MAX_PODS }
+}
+
+/// A thousand ports for each of a few pods.
+fn many_ports(name: &'static str, chain: Vec<Value>) -> Scenario {
+    let workload = Workload::Attachments { chain, nat: Nat::Nftables, reservations: 0, ports: 1000 };
+    Scenario { most_pods: 5, ..single(name, workload) }
 }
 
 fn reserved(name: &'static str, reservations: u32) -> Scenario {
     let chain = vec![json!({"type": "host-local", "ipam": host_local(Family::V4)})];
-    Scenario { name, workload: Workload::Attachments { chain, nat: Nat::None, reservations }, at_once: &[1] }
+    single(name, Workload::Attachments { chain, nat: Nat::None, reservations, ports: 1 })
 }
 
 #[derive(Clone, Copy)]
