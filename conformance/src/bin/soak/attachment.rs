@@ -56,12 +56,12 @@ impl Attachment {
         version: &str,
         suites: (Suite, Suite),
     ) -> Self {
-        let call = Call::new("bridge")
+        let call = Call::new(network.plugin)
             .id(id)
             .ifname(ifname)
             .env("CNI_NETNS", netns)
             .args(&format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=soak;K8S_POD_NAME={id}"))
-            .config(network.config(version));
+            .config(network.config_of(version, host_port(id)));
         Self { key: (id.to_owned(), ifname), network, suites, result: None, call }
     }
 
@@ -84,6 +84,14 @@ impl Attachment {
         };
         interfaces.iter().find(of_host)?["name"].as_str()
     }
+}
+
+/// A port of the host for a container: no other that lives at the same time has it.
+fn host_port(id: &str) -> usize {
+    let mut numbers =
+        id.split(|letter: char| !letter.is_ascii_digit()).filter_map(|digits| digits.parse().ok());
+    let (worker, number): (usize, usize) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    10_000 + worker * 500 + number % 500
 }
 
 /// The addresses of a result.

@@ -21,8 +21,7 @@ const START: Duration = Duration::from_millis(200);
 pub(crate) fn collect(setting: &Setting<'_>, random: &mut Random) -> Result<()> {
     let Ok(_alone) = setting.collecting.try_lock() else { return Ok(()) };
     let has_list = random.percent(80);
-    let networks: Vec<_> = network::all().collect();
-    for network in networks {
+    for network in network::served_by(setting.host.plugins()).iter().chain([&network::SECOND]) {
         if random.percent(50) {
             run(setting, network, has_list)?;
         }
@@ -32,14 +31,15 @@ pub(crate) fn collect(setting: &Setting<'_>, random: &mut Random) -> Result<()> 
 
 /// GC of all networks with the list of what is alive, while nothing else runs.
 pub(crate) fn collect_all(setting: &Setting<'_>) -> Result<()> {
-    network::all().try_for_each(|network| run(setting, network, true))
+    let mut networks = network::served_by(setting.host.plugins()).iter().chain([&network::SECOND]);
+    networks.try_for_each(|network| run(setting, network, true))
 }
 
 fn run(setting: &Setting<'_>, network: &network::Network, has_list: bool) -> Result<()> {
     let Some(version) = setting.gc_version else { return Ok(()) };
     let ledger = setting.ledger;
     let directory = setting.directory(Suite::Ours);
-    let program = directory.join("bridge");
+    let program = directory.join(network.plugin);
     let mut command = Command::new(&program);
     command.env_clear().env("PATH", PATH).env("CNI_PATH", directory).env("CNI_COMMAND", "GC");
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

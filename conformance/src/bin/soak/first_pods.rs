@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::churn::at_once;
 use crate::invariants::{examine, report};
 use crate::ledger::{Counts, Fault, Ledger};
-use crate::network::NETWORKS;
+use crate::network;
 use crate::random::Random;
 use crate::scenario::{Limits, Scenario};
 use crate::worker::{Habits, Setting, Worker};
@@ -38,7 +38,8 @@ pub(crate) fn run(
         if round > 0 && (ledger.elapsed() > share || ledger.counts().calls > limits.calls) {
             break;
         }
-        let Some(network) = NETWORKS.get(round / 2 % NETWORKS.len()) else { break };
+        let networks = network::served_by(host.plugins());
+        let Some(network) = networks.get(round / 2 % networks.len().max(1)) else { break };
         let calm = Habits { kills: 0, vanishes: 0, ..scenario.habits };
         let setting = Setting {
             host,

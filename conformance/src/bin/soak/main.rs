@@ -33,7 +33,7 @@ use scenario::{Limits, Scenario};
 const USAGE: &str = "\
 usage: soak --plugins DIR [--reference DIR] [--workers N] [--calls N] [--seconds T] [--seed S] [--only TEXT]
 
-Workers call the plugin bridge with host-local on networks that all share: ADD, CHECK, DEL and GC. Some calls are
+Workers call bridge with host-local, and bridgehead, on networks that all share: ADD, CHECK, DEL and GC. Some calls are
 killed, some pods lose their namespace meanwhile. At every pause nothing may be left of pods that are gone, and
 nothing missing of those that are there. Everything happens in namespaces of its own. Needs root.
 

@@ -1,6 +1,7 @@
 //! The networks that all workers share.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -22,17 +23,42 @@ pub(crate) struct Network {
     pub(crate) bridge: &'static str,
     subnets: &'static [&'static str],
     masquerade: Option<Backend>,
-    /// Whether pods are kept from sending with another MAC address.
+    /// Whether pods are kept from sending as somebody else.
     pub(crate) guards: bool,
     is_default: bool,
+    /// The plugin that is called.
+    pub(crate) plugin: &'static str,
+    /// Other keys of its configuration, as JSON.
+    more: &'static str,
+    /// Whether a port of the host leads to each pod.
+    maps_ports: bool,
 }
 
 const fn network(name: &'static str, bridge: &'static str, subnets: &'static [&'static str]) -> Network {
-    Network { name, bridge, subnets, masquerade: None, guards: false, is_default: true }
+    Network {
+        name,
+        bridge,
+        subnets,
+        masquerade: None,
+        guards: false,
+        is_default: true,
+        plugin: "bridge",
+        more: r#"{"macspoofchk": false}"#,
+        maps_ports: false,
+    }
 }
 
-/// Those that a pod's `eth0` is on.
-pub(crate) static NETWORKS: [Network; 4] = [
+/// A key that only this suite has.
+const SPOOF_GUARD: &str = r#"{"spoofGuard": true}"#;
+
+/// What a chain does, in one entry.
+const CHAIN: &str = r#"{
+    "backend": "nftables", "firewall": true, "ingressPolicy": "same-bridge", "txQLen": 77,
+    "ingressRate": 80000000, "ingressBurst": 8000000, "egressRate": 80000000, "egressBurst": 8000000
+}"#;
+
+/// Those that a pod's `eth0` is on. Of the first two, both suites keep the same rules.
+pub(crate) static NETWORKS: [Network; 6] = [
     network("plain", "soak0", &["10.40.0.0/25"]),
     Network {
         masquerade: Some(Backend::Iptables),
@@ -45,13 +71,35 @@ pub(crate) static NETWORKS: [Network; 4] = [
     Network {
         masquerade: Some(Backend::Nftables),
         guards: true,
+        more: r#"{"macspoofchk": true}"#,
         ..network("guarded", "soak3", &["10.43.0.0/25", "fd43::/121"])
+    },
+    Network {
+        guards: true,
+        more: SPOOF_GUARD,
+        ..network("filtered", "soak5", &["10.45.0.0/25", "fd45::/121"])
+    },
+    Network {
+        masquerade: Some(Backend::Nftables),
+        plugin: "bridgehead",
+        more: CHAIN,
+        maps_ports: true,
+        ..network("whole", "soak6", &["10.46.0.0/25", "fd46::/121"])
     },
 ];
 
 /// The one that some pods' `net1` is on.
 pub(crate) static SECOND: Network =
     Network { is_default: false, ..network("second", "soak4", &["10.44.0.0/25", "fd44::/121"]) };
+
+/// Those of them that a directory of plugins can serve: what only this suite has comes last.
+pub(crate) fn served_by(plugins: &Path) -> &'static [Network] {
+    let served = NETWORKS.iter().take_while(|network| {
+        plugins.join(network.plugin).exists()
+            && (network.more != SPOOF_GUARD || plugins.join("bridgehead").exists())
+    });
+    NETWORKS.split_at(served.count()).0
+}
 
 /// All of them.
 pub(crate) fn all() -> impl Iterator<Item = &'static Network> {
@@ -60,23 +108,26 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Network> {
 
 /// Those where both suites keep the same rules: what one makes, the other can remove.
 pub(crate) fn known_to_both() -> impl Iterator<Item = &'static Network> {
-    all().filter(|network| network.masquerade != Some(Backend::Nftables))
+    all().filter(|network| network.masquerade != Some(Backend::Nftables) && !network.guards)
 }
 
 impl Network {
-    /// Its configuration for the plugin `bridge`.
+    /// Its configuration.
     pub(crate) fn config(&self, version: &str) -> Value {
         let ranges: Vec<Value> = self.subnets.iter().map(|subnet| json!([{"subnet": subnet}])).collect();
         let mut config = json!({
             "cniVersion": version,
             "name": self.name,
-            "type": "bridge",
+            "type": self.plugin,
             "bridge": self.bridge,
             "isGateway": true,
             "isDefaultGateway": self.is_default,
-            "macspoofchk": self.guards,
             "ipam": {"type": "host-local", "ranges": ranges},
         });
+        let more: Value = serde_json::from_str(self.more).unwrap_or_default();
+        for (key, value) in more.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
         if let Some(backend) = self.masquerade {
             config["ipMasq"] = json!(true);
             config["ipMasqBackend"] = match backend {
@@ -85,6 +136,21 @@ impl Network {
             };
         }
         config
+    }
+
+    /// Its configuration for a pod: with a port of the host that no other pod has, if it maps any.
+    pub(crate) fn config_of(&self, version: &str, host_port: usize) -> Value {
+        let mut config = self.config(version);
+        if self.maps_ports {
+            let port = json!({"hostPort": host_port, "containerPort": 80, "protocol": "udp"});
+            config["runtimeConfig"] = json!({"portMappings": [port]});
+        }
+        config
+    }
+
+    /// Whether the rules of a pod name its address more than once.
+    pub(crate) fn has_many_rules(&self) -> bool {
+        self.maps_ports
     }
 
     /// How many addresses a pod gets.

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::attachment::{Attachment, Key, Suite, Tenant, addresses};
 use crate::ledger::{Fault, Ledger, Phase};
-use crate::network::{NETWORKS, Network, SECOND};
+use crate::network::{self, NETWORKS, Network, SECOND};
 use crate::random::Random;
 
 /// How often DEL is called until it succeeds. Real runtimes never give up; what does not succeed by then, never does.
@@ -481,5 +481,5 @@ pub(crate) fn told(answer: &Answer) -> String {
 /// The networks for `eth0`. What ours keeps in nftables, the reference does not know, and vice versa.
 fn networks(setting: &Setting<'_>) -> &'static [Network] {
     let known_to_both = NETWORKS.split_at(2).0;
-    if setting.reference.is_some() { known_to_both } else { &NETWORKS }
+    if setting.reference.is_some() { known_to_both } else { network::served_by(setting.host.plugins()) }
 }
