@@ -292,12 +292,15 @@ pub fn del(
     world: &mut World<'_>,
 ) -> anyhow::Result<()> {
     let claim = records.claim(&world.request.attachment)?;
+    let heirs = claim.record.as_ref().map_or_else(Vec::new, |record| restore::heirs(record, world));
     match &claim.record {
         Some(record) => remove_all(record, world)?,
         None => remove(&leftovers(), world)?,
     }
     // Also one that nobody understands.
-    claim.delete()
+    claim.delete()?;
+    restore::hand_over_ports(&heirs, &world.state);
+    Ok(())
 }
 
 /// One error out of several: the first, with the others in its words.

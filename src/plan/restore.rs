@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::record::Record;
 use super::records::{Claim, Place, Records};
-use crate::resource::{Restored, World};
+use crate::resource::{Resource, Restored, World};
 use crate::spec::request::Environment;
 use crate::spec::{Attachment, CniError, Code, Command, Request, version};
 
@@ -69,6 +69,44 @@ fn try_to_restore_others(than: &Attachment, state: &Path) {
             Err(e) => warn!("{}: {e:#}", place.path().display()),
         }
     }
+}
+
+/// Other attachments of a container that are to have the host ports that one gives back: runtimes send a container's ports
+/// to each of its networks.
+pub(super) fn heirs(record: &Record, world: &World<'_>) -> Vec<Attachment> {
+    let mappings = record.resources.iter().filter_map(|resource| match resource {
+        Resource::PortMappings(mappings) => Some(mappings),
+        _ => None,
+    });
+    mappings.flat_map(|mappings| mappings.heirs(world).unwrap_or_default()).collect()
+}
+
+/// Has attachments have the host ports that they ask for and that another interface of their container has had. For a DEL
+/// that has succeeded: it is told by the log. Who is worked on by another call is passed over.
+pub(super) fn hand_over_ports(heirs: &[Attachment], state: &Path) {
+    for attachment in heirs {
+        for records in Records::of_all(state).unwrap_or_default() {
+            let claim = records.try_to_claim(attachment).unwrap_or_else(|e| {
+                warn!("{attachment}: {e:#}");
+                None
+            });
+            let outcome = claim.map_or(Ok(()), |claim| restore_ports(&claim, state));
+            outcome.unwrap_or_else(|e| warn!("{attachment}: ports of another interface: {e:#}"));
+        }
+    }
+}
+
+fn restore_ports(claim: &Claim, state: &Path) -> anyhow::Result<()> {
+    let Some(record) = claim.record.as_ref().filter(|it| it.result.is_some() && !it.is_provably_dead())
+    else {
+        return Ok(());
+    };
+    let request = request_of(record)?;
+    let mut world = World::new(&request, state.to_owned());
+    for resource in record.resources.iter().filter(|it| matches!(it, Resource::PortMappings(_))) {
+        resource.restore(&mut world)?;
+    }
+    Ok(())
 }
 
 /// The places of all records, or those of one network; and what could not be listed.

@@ -342,10 +342,13 @@ pub fn remove_unused(name: &str, subnets: &[Prefix], world: &mut World<'_>) -> a
         vlan_filtering: false,
     };
     bridge.remove(world)?;
-    match world.host_link(name)? {
-        Some(_) => Ok(()),
-        None => resource::Masquerade::remove_empty(subnets, world),
+    if world.host_link(name)?.is_some() {
+        return Ok(());
     }
+    let outcome = resource::Masquerade::remove_empty(subnets, world)
+        .and_then(|()| resource::PortMappings::remove_empty(subnets, world));
+    world.end_bridge_use();
+    outcome
 }
 
 /// The gateway addresses with their subnets' prefix lengths, each once.

@@ -3,9 +3,9 @@
 //! A bridge without ports is nobody's, except for a call that is about to add one. So every ADD shares a lock as long
 //! as it runs, and who undoes the creation of a bridge must have the lock alone.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,17 +31,31 @@ impl BridgeUse {
         let path = directory.join(bridge);
         let failed =
             |e: io::Error| CniError::new(Code::State, format!("cannot open {}: {e}", path.display()));
+        let deadline = Instant::now() + patience;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
-        let file = match options.open(&path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
-                options.open(&path).map_err(failed)?
+        loop {
+            let file = match options.open(&path) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
+                    options.open(&path).map_err(failed)?
+                }
+                outcome => outcome.map_err(failed)?,
+            };
+            let lock = Held::take(file, &path, mode, deadline)?;
+            // Who has removed the bridge has removed the file with it.
+            if lock.file().metadata().map_err(failed)?.nlink() > 0 {
+                return Ok(Self { bridge: bridge.to_owned(), path, lock });
             }
-            outcome => outcome.map_err(failed)?,
-        };
-        let lock = Held::take(file, &path, mode, Instant::now() + patience)?;
-        Ok(Self { bridge: bridge.to_owned(), path, lock })
+        }
+    }
+
+    /// Removes the file too: for who has removed the bridge, and has the lock alone.
+    pub fn end_with_bridge(self) {
+        // Whoever waits for it sees that it is gone; that it stays is no harm.
+        if let Err(e) = fs::remove_file(&self.path) {
+            log::debug!("cannot remove {}: {e}", self.path.display());
+        }
     }
 
     /// The name of the bridge.

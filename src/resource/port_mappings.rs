@@ -195,6 +195,25 @@ impl PortMappings {
         Ok(())
     }
 
+    /// Removes what is there for whole subnets, if nobody in them has ports any more: of networks that are gone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`remove`](Self::remove).
+    pub fn remove_empty(networks: &[Prefix], world: &mut World) -> Result<()> {
+        Ok(nftables::remove_empty(world.nft()?, networks)?)
+    }
+
+    /// Other attachments of the same container that ask for some of these ports: they are to have them when these are given
+    /// back.
+    ///
+    /// # Errors
+    ///
+    /// Code 11 or 105 where the claims cannot be locked.
+    pub fn heirs(&self, world: &World) -> Result<Vec<Attachment>> {
+        Ok(Claims::lock(world)?.of_same_container(&self.attachment, &self.claims()))
+    }
+
     /// The mappings for a pod's address.
     fn mappings_of(&self, address: IpAddr) -> impl Iterator<Item = &PortMapping> {
         self.mappings.iter().filter(move |mapping| mapping.is_of_family(address))

@@ -182,6 +182,13 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Forgets a bridge that this call has removed, which nobody else uses.
+    pub fn end_bridge_use(&mut self) {
+        if let Some(bridge_use) = self.bridge_use.take() {
+            bridge_use.end_with_bridge();
+        }
+    }
+
     /// Whether what belongs to the bridge of this call may be undone: it has no port but the one with this name, and
     /// no other call is about to add one.
     pub fn is_bridge_unused(&mut self, except: &str) -> anyhow::Result<bool> {

@@ -101,10 +101,13 @@ fn a_port_works_by_either_of_two_networks(host: &Sandbox) -> Result<()> {
         for container in &containers {
             container.setup(host)?;
         }
-        seen(&outside, "192.0.2.1:8080", &listen(&pod, "0.0.0.0:80")?).context(order)?;
-        for container in &containers {
-            container.teardown(host)?;
-        }
+        let server = listen(&pod, "0.0.0.0:80")?;
+        seen(&outside, "192.0.2.1:8080", &server).context(order)?;
+        // One network is left, and the port is there by the other.
+        containers[0].teardown(host)?;
+        seen(&outside, "192.0.2.1:8080", &server).with_context(|| format!("{order}, and gone"))?;
+        containers[1].teardown(host)?;
+        is_closed(&outside, "192.0.2.1:8080")?;
     }
     Ok(())
 }

@@ -218,6 +218,26 @@ impl Nft {
         bodies.iter().map(|body| parsed(&deed, body, Rule::parse)).collect()
     }
 
+    /// Removes those of some sets that have no element, each with its rules in a chain. Nobody gets into a set between the
+    /// look into it and its end.
+    pub fn remove_empty(&mut self, chain: Chain, sets: &[(Set<'_>, Vec<Expr>)]) -> Result<()> {
+        repeat_if_overtaken(|| {
+            let mut transaction = Transaction::new();
+            transaction.only_in(self.generation()?);
+            let rules = self.rules(chain)?;
+            for (set, rule) in sets {
+                if !self.has_set(*set)? || !self.elements(*set)?.is_empty() {
+                    continue;
+                }
+                for found in rules.iter().filter(|found| found.consists_of(rule)) {
+                    transaction.delete_rule(chain, found.handle);
+                }
+                transaction.delete_set(*set);
+            }
+            self.commit(transaction)
+        })
+    }
+
     /// The rules of one chain (`entry`) that lead to another, which has a state and that many rules of its own.
     ///
     /// An entry may have a rule per pod, and reading takes 8 µs for each. But how many lead to a chain, the kernel

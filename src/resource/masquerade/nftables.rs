@@ -209,24 +209,9 @@ pub(super) fn remove(nft: &mut Nft, owner: &Owner, sources: &[Prefix]) -> Result
 
 /// Removes the sets and rules of subnets in which nobody is.
 pub(super) fn remove_empty(nft: &mut Nft, networks: &[Prefix]) -> Result<()> {
-    repeat_if_overtaken(|| {
-        let mut transaction = Transaction::new();
-        // Nobody may get into a set between the look into it and its end.
-        let generation = nft.generation()?;
-        let rules = nft.rules(ENTRY)?;
-        for subnet in networks.iter().copied().map(Subnet::of) {
-            if !nft.has_set(subnet.set())? || !nft.elements(subnet.set())?.is_empty() {
-                continue;
-            }
-            let wanted = subnet.rule();
-            for rule in rules.iter().filter(|rule| rule.consists_of(&wanted)) {
-                transaction.delete_rule(ENTRY, rule.handle);
-            }
-            transaction.delete_set(subnet.set());
-        }
-        transaction.only_in(generation);
-        nft.commit(transaction)
-    })
+    let subnets: Vec<Subnet> = networks.iter().copied().map(Subnet::of).collect();
+    let sets: Vec<_> = subnets.iter().map(|subnet| (subnet.set(), subnet.rule())).collect();
+    nft.remove_empty(ENTRY, &sets)
 }
 
 pub(super) fn remove_all_of(nft: &mut Nft, owner: &Owner) -> Result<()> {

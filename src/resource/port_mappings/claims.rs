@@ -155,6 +155,24 @@ impl Claims {
         Ok(if changed.is_empty() { Ensured::Present } else { Ensured::Created })
     }
 
+    /// Who else has some of these claims, or ones that stand against them: interfaces of the same container.
+    pub(super) fn of_same_container(&self, owner: &Attachment, claims: &[Claim]) -> Vec<Attachment> {
+        let mut found = Vec::new();
+        for (name, claims) in by_file(claims) {
+            let has_any =
+                |share: &Share| share.claims.iter().any(|it| claims.iter().any(|own| own.excludes(it)));
+            let others = self.read(&name).into_iter().filter(|share| {
+                share.owner != *owner && share.owner.container_id == owner.container_id && has_any(share)
+            });
+            for other in others {
+                if !found.contains(&other.owner) {
+                    found.push(other.owner);
+                }
+            }
+        }
+        found
+    }
+
     /// Those that an owner should have and has not.
     pub(super) fn missing(&self, owner: &Attachment, wanted: &[Claim]) -> Vec<Finding> {
         let mut findings = Vec::new();

@@ -43,7 +43,8 @@
 //! A packet to an address that is not the host's is none of this (CVE-2025-67499), and a service that has the port comes
 //! first, whoever was there earlier: it has priority `dstnat` (CVE-2019-9946). A neighbour of the pod would be answered
 //! without the host, so its packets are masqueraded. (That they came by the pod's bridge cannot be told any more when
-//! they leave.) A subnet's set and rule are made together, with its first pod, and stay.
+//! they leave.) A subnet's set and rule are made together, with its first pod, and stay, unless
+//! somebody says that the network is gone.
 //!
 //! Where a network has conditions, it has a chain and maps of its own, which `nft` makes with the first pod: only `nft`
 //! understands them. The pods of all networks with the same conditions share them.
@@ -544,6 +545,13 @@ pub(super) fn remove(nft: &mut Nft, unwanted: &PortMappings) -> Result<()> {
         }
         nft.commit(transaction)
     })
+}
+
+/// Removes the sets and rules of subnets in which nobody has ports.
+pub(super) fn remove_empty(nft: &mut Nft, networks: &[Prefix]) -> Result<()> {
+    let subnets: Vec<Named> = networks.iter().copied().map(Named::hairpin).collect();
+    let sets: Vec<_> = subnets.iter().map(|named| (named.set(), named.rule())).collect();
+    nft.remove_empty(POSTROUTING, &sets)
 }
 
 /// Removes all elements of an owner, whatever they are; goes through all sets of ports.
