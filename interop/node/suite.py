@@ -40,11 +40,9 @@ def eventually(observe, seconds=5):
 class Suite:
     """The cases of one runtime, in the order in which they are to run."""
 
-    # What a case may take on a busy machine.
-    SECONDS_PER_CASE = 120
-
-    def __init__(self, only, program, version):
+    def __init__(self, only, program, version, seconds_per_case=120):
         self._only = only
+        self._seconds_per_case = seconds_per_case
         self._failed = 0
         self._cases = []
         print("version", f"{program} {version}", sep="\t", flush=True)
@@ -66,7 +64,7 @@ class Suite:
             said = []
             outcome = "passed"
             for step in (lambda: body(*arguments), after_each):
-                signal.alarm(self.SECONDS_PER_CASE)
+                signal.alarm(self._seconds_per_case)
                 try:
                     step()
                 except Skipped as skipped:
