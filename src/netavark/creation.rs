@@ -33,6 +33,7 @@ pub(super) fn complete(stdin: &[u8]) -> Result<Value, CniError> {
     let network: Network = network::decode(&document)?;
     network.check()?;
     let options = Options::parse(&network.options)?;
+    options.check_with(network.ipam()?)?;
     let mut occupied = Occupied::look(&network)?;
     if clear_the_way(&network, &occupied)? {
         occupied = Occupied::look(&network)?;

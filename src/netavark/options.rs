@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::network::OptionMap;
+use super::network::{Ipam, OptionMap};
 use crate::spec::{CniError, Code};
 
 /// The options, by name. Those that netavark's own driver `bridge` has, too, mean the same here.
@@ -139,6 +139,20 @@ impl Options {
     }
 }
 
+impl Options {
+    /// What is wrong with them where addresses are not this host's to give.
+    ///
+    /// Errors: code 7, naming the option.
+    pub fn check_with(&self, ipam: Ipam) -> Result<(), CniError> {
+        if ipam == Ipam::Dhcp && self.no_default_route {
+            let msg =
+                "options.no_default_route: with --ipam-driver dhcp, the server says which routes there are";
+            return Err(CniError::config(msg));
+        }
+        Ok(())
+    }
+}
+
 /// The values that podman takes for its own drivers (Go's `strconv.ParseBool`).
 fn boolean(text: &str) -> Option<bool> {
     match text {
@@ -206,6 +220,8 @@ mod tests {
             let error = parse(&[(key, value)]).unwrap_err();
             assert!(error.code == code && error.msg.starts_with(named), "{error}");
         }
+        let routeless = parse(&[("no_default_route", "1")]).unwrap();
+        assert!(routeless.check_with(Ipam::HostLocal).is_ok() && routeless.check_with(Ipam::Dhcp).is_err());
         assert!(parse(&[("mode", "unmanaged"), ("isolate", "true")]).unwrap_err().msg.contains("isolate"));
     }
 }

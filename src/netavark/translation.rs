@@ -27,6 +27,7 @@ pub(super) fn for_setup(attaching: &Attaching, firewall_driver: &str) -> Result<
     attaching.network.check()?;
     let (network, container) = (&attaching.network, &attaching.network_options);
     let options = Options::parse(&network.options)?;
+    options.check_with(network.ipam()?)?;
     if let Some(name) = container.options.keys().next() {
         let msg = format!("network_options.options.{name}: options of a single container are not offered");
         return Err(CniError::new(Code::UnsupportedField, msg));
@@ -202,7 +203,7 @@ impl Wish<'_> {
     fn ipam(&self) -> Result<Option<(String, Value)>, CniError> {
         let ipam = match self.ipam {
             Ipam::None => return Ok(None),
-            Ipam::Dhcp => json!({"type": "dhcp"}),
+            Ipam::Dhcp => json!({"type": "dhcp", "priority": self.metric()}),
             Ipam::HostLocal => {
                 let subnets = self.subnets()?;
                 if subnets.is_empty() {

@@ -328,12 +328,18 @@ impl Plugin for Bridge {
 pub fn remove_unused(name: &str, subnets: &[Prefix], world: &mut World<'_>) -> anyhow::Result<()> {
     let own_mac = new_bridge_mac(name, world.home()?.identity())?;
     let is_own = |link: &Link| link.kind == "bridge" && link.mac == Some(own_mac);
-    let Some(found) = world.host_link(name)?.filter(is_own) else { return Ok(()) };
     // Most calls leave others there, and need not wait to be alone.
-    if world.host()?.has_ports(&found)? {
+    let Some(found) = world.host_link(name)?.filter(is_own) else { return Ok(()) };
+    if vlan_gateways_alone(&found, world)?.is_none() {
         return Ok(());
     }
     world.use_bridge(name, Mode::Exclusive)?;
+    world.forget_host_link(name);
+    let Some(found) = world.host_link(name)?.filter(is_own) else { return Ok(()) };
+    let Some(gateways) = vlan_gateways_alone(&found, world)? else { return Ok(()) };
+    for gateway in gateways {
+        world.remove_host_link(&gateway)?;
+    }
     let bridge = resource::Bridge {
         name: name.to_owned(),
         mac: own_mac,
@@ -349,6 +355,27 @@ pub fn remove_unused(name: &str, subnets: &[Prefix], world: &mut World<'_>) -> a
         .and_then(|()| resource::PortMappings::remove_empty(subnets, world));
     world.end_bridge_use();
     outcome
+}
+
+/// The links with the gateway addresses of VLANs, if a bridge has no other ports than theirs.
+fn vlan_gateways_alone(bridge: &Link, world: &mut World<'_>) -> anyhow::Result<Option<Vec<Link>>> {
+    let host = world.host()?;
+    let mut gateways = Vec::new();
+    for port in host.ports(bridge)? {
+        let peer = match port.peer {
+            Some(index) => host.link_by_index(index)?,
+            None => None,
+        };
+        let is_gateway = |link: &Link| {
+            link.name.starts_with(&format!("{}.", bridge.name))
+                && vlan_gateway::port_name(&link.name) == port.name
+        };
+        match peer.filter(is_gateway) {
+            Some(gateway) => gateways.push(gateway),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(gateways))
 }
 
 /// The gateway addresses with their subnets' prefix lengths, each once.

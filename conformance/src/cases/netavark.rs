@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::cases;
+use super::dhcp::server::{self, Daemon, Server};
 use super::networks::with;
 use crate::call::{Answer, Call};
 use crate::case::Need;
@@ -28,6 +29,8 @@ cases! {
         without_a_choice_it_gets_an_address_of_the_range needs [WHOLE, Need::Nftables];
         it_has_addresses_of_both_families needs [WHOLE, Need::Nftables, Need::Ipv6];
         it_can_be_without_addresses needs [WHOLE];
+        it_can_have_its_address_of_a_server needs [WHOLE];
+        it_can_be_on_a_vlan needs [WHOLE, Need::Nftables, Need::VlanFiltering];
         it_is_on_two_networks needs [WHOLE, Need::Nftables];
         options_of_the_network_count needs [WHOLE, Need::Nftables];
         setup_again_answers_the_same needs [WHOLE, Need::Nftables];
@@ -303,6 +306,49 @@ fn it_can_be_without_addresses(host: &Sandbox) -> Result<()> {
     same_json("addresses in the answer", &answer["interfaces"]["eth0"]["subnets"], &json!([]))?;
     pod.need_link("eth0")?;
     container.teardown(host)
+}
+
+fn it_can_have_its_address_of_a_server(host: &Sandbox) -> Result<()> {
+    // A router, and a name server.
+    let server = Server::start(host, [100, 150, 200], &[3, 4, 10, 88, 0, 1, 6, 4, 9, 9, 9, 9])?;
+    let _daemon = Daemon::start(host, &[])?;
+    let pod = host.pod("a")?;
+    let of_server =
+        json!({"network_interface": server::BRIDGE, "subnets": null, "ipam_options": {"driver": "dhcp"}});
+    let container = Container::new("c1", &pod, with(network(), of_server));
+    let answer = container.setup(host)?;
+    let address = text_at(&answer, "/interfaces/eth0/subnets/0/ipnet")?;
+    equal("addresses", pod.addresses("eth0")?, vec![address])?;
+    same_json("name servers", &answer["dns_server_ips"], &json!(["9.9.9.9"]))?;
+    let routes = pod.run(&["ip", "-4", "route", "show"])?;
+    contains("routes", &routes, "default via 10.88.0.1 dev eth0 metric 100")?;
+    container.teardown(host)?;
+    soon(|| equal("addresses given back", server.heard(7).len(), 1))?;
+    host.need_link(server::BRIDGE).map(drop)
+}
+
+fn it_can_be_on_a_vlan(host: &Sandbox) -> Result<()> {
+    let (one, two, other) = (host.pod("a")?, host.pod("b")?, host.pod("c")?);
+    let vlan = |network: Value, vlan: &str| {
+        with(network, json!({"network_interface": BRIDGE, "options": {"vlan": vlan}}))
+    };
+    let containers = [
+        Container::new("c1", &one, vlan(network(), "5")).address("10.80.0.9"),
+        Container::new("c2", &two, vlan(network(), "5")).address("10.80.0.10"),
+        Container::new("c3", &other, vlan(other_network(), "6")).address("10.81.0.9"),
+    ];
+    for container in &containers {
+        container.setup(host)?;
+    }
+    one.ping("10.80.0.10")?;
+    one.ping("10.80.0.1")?;
+    equal("addresses of the gateway's link", host.addresses(&format!("{BRIDGE}.6"))?, vec!["10.81.0.1/24"])?;
+    for container in &containers {
+        host.need_link(BRIDGE)?;
+        container.teardown(host)?;
+    }
+    let left: Vec<String> = host.link_names()?.into_iter().filter(|name| name != "lo").collect();
+    equal("links that are left", left, Vec::<String>::new())
 }
 
 fn it_is_on_two_networks(host: &Sandbox) -> Result<()> {

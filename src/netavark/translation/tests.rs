@@ -158,7 +158,7 @@ fn a_bridge_of_somebody_else_is_left_alone() {
     assert_eq!(config["ipam"]["routes"][0]["gw"], json!("10.80.0.1"));
     let dhcp = json!({"driver": "dhcp"});
     let config = setup(&[options, ("/network/subnets", Value::Null), ("/network/ipam_options", dhcp)]);
-    assert_eq!(config["ipam"], json!({"type": "dhcp"}));
+    assert_eq!(config["ipam"], json!({"type": "dhcp", "priority": 100}));
 }
 
 #[test]
