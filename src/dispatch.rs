@@ -229,10 +229,10 @@ impl Verb<'_> {
 /// The error of code 8 for a pod's namespace that is the one this program runs in: the host's, by all appearance,
 /// and no pod's. Found before anything is done.
 fn refuse_own_netns(world: &mut World<'_>, environment: &Environment) -> Result<(), CniError> {
-    if environment.allows_own_netns() || !world.has_pod() {
+    let failed = |error: anyhow::Error| CniError::from_chain(&error, Code::Kernel);
+    if environment.allows_own_netns() || !world.has_pod().map_err(failed)? {
         return Ok(());
     }
-    let failed = |error: anyhow::Error| CniError::from_chain(&error, Code::Kernel);
     let own = world.home().map_err(|e| failed(e.into()))?.identity();
     let pod = world.pod().map_err(failed)?.netns();
     if pod.identity() != own {

@@ -4,7 +4,8 @@
 //! a pod, so it must not outlive the call: not one that fails, and where a call is killed, not the next that has to do
 //! with the file. Whatever else stands in the place of either is replaced, and never followed.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, ReadDir};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,28 @@ pub fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
     options.open(path)
+}
+
+/// The names in a directory; none where it is not there, or something else is.
+pub fn names_in(directory: &Path) -> io::Result<Vec<OsString>> {
+    let entries = entries_of(directory)?.into_iter().flatten();
+    entries.map(|entry| Ok(entry?.file_name())).collect()
+}
+
+/// The entries of a directory, of which not all need to be read; `None` where it is not there, or something else is.
+pub fn entries_of(directory: &Path) -> io::Result<Option<ReadDir>> {
+    let open = || -> io::Result<Option<ReadDir>> {
+        let is_directory = fs::symlink_metadata(directory)?.is_dir();
+        if is_directory { fs::read_dir(directory).map(Some) } else { Ok(None) }
+    };
+    loop {
+        match open() {
+            // std makes open(2) again after an interruption, but not where a directory is opened.
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Removes a file, a symbolic link itself, or a directory with all that is in it; nothing there is fine.

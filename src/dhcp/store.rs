@@ -5,7 +5,6 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::exchange::{self, Identity};
@@ -49,11 +48,7 @@ impl Record {
 
     /// The pod's namespace, if it is still the same. An error if that cannot be told.
     pub fn open_netns(&self, path: &Path) -> anyhow::Result<Option<Netns>> {
-        match Netns::open(path) {
-            Ok(netns) => Ok(Some(netns).filter(|it| it.identity() == self.netns)),
-            Err(e) if matches!(e.errno, Errno::ENOENT | Errno::EINVAL | Errno::ENOTDIR) => Ok(None),
-            Err(e) => Err(e.into()),
-        }
+        Ok(Netns::find(path)?.filter(|it| it.identity() == self.netns))
     }
 
     /// Tells the server that the lease is not needed any more, if the pod's link is there to do it by.

@@ -20,6 +20,10 @@ const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 /// Gives the network namespace of a socket (linux/sockios.h); with `CAP_NET_ADMIN`, since Linux 4.9.
 const SIOCGSKNS: nix::libc::Ioctl = 0x894C;
 
+/// What opening a path ends with at which no namespace is, and none will be by itself. Other errors say nothing of it.
+const NOTHING_THERE: [Errno; 5] =
+    [Errno::ENOENT, Errno::ENOTDIR, Errno::EINVAL, Errno::ELOOP, Errno::ENAMETOOLONG];
+
 /// The namespace that the calling thread is in.
 const OWN: &str = "/proc/thread-self/ns/net";
 
@@ -55,6 +59,15 @@ impl Netns {
         let stat = fstat(&file).map_err(|e| Error::new(deed(), e))?;
         let identity = Identity { device: stat.st_dev, inode: stat.st_ino };
         Ok(Self { path: path.to_owned(), file, identity })
+    }
+
+    /// The namespace of a path; `None` where nothing is there any more, or something else. An error where it cannot be told.
+    pub fn find(path: &Path) -> Result<Option<Self>> {
+        match Self::open(path) {
+            Ok(found) => Ok(Some(found)),
+            Err(e) if NOTHING_THERE.contains(&e.errno) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// The namespace that the calling thread is in.

@@ -274,9 +274,10 @@ pub fn remove(resources: &[Resource], world: &mut World<'_>) -> anyhow::Result<(
 
 /// Removes all that a record has. A pod that is not the one of then, though it has the same name, is left alone.
 fn remove_all(record: &Record, world: &mut World<'_>) -> anyhow::Result<()> {
-    let is_another = record
-        .netns
-        .is_some_and(|netns| world.has_pod() && world.pod().is_ok_and(|pod| pod.netns().identity() != netns));
+    let is_another = match record.netns {
+        Some(netns) => world.has_pod()? && world.pod()?.netns().identity() != netns,
+        None => false,
+    };
     if !is_another {
         return remove(&record.resources, world);
     }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::net::netns::Identity;
@@ -155,10 +154,8 @@ impl Record {
     /// Whether the pod's namespace is not any more where it was; `None` where it cannot be told.
     fn is_netns_gone(&self) -> Option<bool> {
         let netns = self.netns?;
-        Some(match Netns::open(&self.netns_path) {
-            Ok(found) => found.identity() != netns,
-            Err(e) => matches!(e.errno, Errno::ENOENT | Errno::EINVAL),
-        })
+        let found = Netns::find(&self.netns_path).ok()?;
+        Some(found.is_none_or(|found| found.identity() != netns))
     }
 
     /// Whether there was a link to the pod, and is none.

@@ -268,8 +268,9 @@ impl Records {
             return Vec::new();
         }
         let directory = self.state.join(ATTACHMENTS).join(&self.plugin_type).join(network);
-        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-        let places = entries.map(|entry| Place { path: entry.path() }).filter(|place| !place.is_draft());
+        let names = private_file::names_in(&directory).unwrap_or_default();
+        let places = names.into_iter().map(|name| Place { path: directory.join(name) });
+        let places = places.filter(|place| !place.is_draft());
         let shared = places.filter_map(|place| place.share().ok().flatten());
         shared.filter(|claim| claim.record.is_some()).take(few).collect()
     }

@@ -115,7 +115,7 @@ impl HostDevice {
     /// The pod's namespace, if it is still there.
     fn open_pod(&self, world: &mut World<'_>) -> anyhow::Result<Option<(Netns, Rtnl)>> {
         let home = world.home()?;
-        let Some(netns) = self.sandbox.open() else { return Ok(None) };
+        let Some(netns) = self.sandbox.open()? else { return Ok(None) };
         let rtnl = netns.run(&home, Rtnl::open)??;
         Ok(Some((netns, rtnl)))
     }
@@ -218,7 +218,7 @@ pub struct ForeignHostDevice {
 impl ForeignHostDevice {
     /// Returns it to the host. It stays down, as the other suite would have left it.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if world.has_pod() {
+        if world.has_pod()? {
             let netns = world.pod()?.netns();
             let sandbox = Sandbox { path: netns.path().to_owned(), identity: netns.identity() };
             let found = world.pod()?.rtnl()?.link(&self.ifname)?;

@@ -93,7 +93,7 @@ impl LinkTuning {
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         let (backup, is_add) = (self.backup(), world.request.command == Command::Add);
         let mut link = None;
-        if world.has_pod() {
+        if world.has_pod()? {
             let pod = world.pod()?;
             pod.forget_link();
             if let Some(found) = pod.rtnl()?.link(&self.attachment.ifname)? {

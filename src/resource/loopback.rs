@@ -33,7 +33,7 @@ impl Loopback {
 
     /// Sets it down, as the reference does. Without the pod's namespace there is nothing to set.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if world.has_pod() {
+        if world.has_pod()? {
             let pod = world.pod()?;
             let found = pod.existing_link(NAME)?;
             pod.rtnl()?.execute_one(link::set_up(&found, false))?;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::{Ensured, World};
 use crate::ipam::flock::{Held, Mode};
+use crate::private_file;
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, CniError, Code};
 
@@ -109,13 +110,8 @@ pub(super) fn sharers(network: &str, state: &Path) -> Result<Vec<(String, Attach
 }
 
 fn names(directory: &Path) -> Result<Vec<String>, CniError> {
-    match fs::read_dir(directory) {
-        Ok(entries) => {
-            Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
-        }
-        Err(e) if is_absent(&e) => Ok(Vec::new()),
-        Err(e) => Err(failed("list", directory, &e)),
-    }
+    let names = private_file::names_in(directory).map_err(|e| failed("list", directory, &e))?;
+    Ok(names.into_iter().map(|name| name.to_string_lossy().into_owned()).collect())
 }
 
 fn make_directory(path: &Path) -> Result<(), CniError> {

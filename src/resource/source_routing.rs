@@ -113,7 +113,7 @@ impl SourceRouting {
     /// Puts the routes back into the main table, and deletes the rules and what is in their tables. A route that another
     /// interface has taken the place of meanwhile stays away.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if !world.has_pod() {
+        if !world.has_pod()? {
             return Ok(());
         }
         let rtnl = world.pod()?.rtnl()?;
@@ -145,7 +145,7 @@ pub struct ForeignSourceRouting {
 impl ForeignSourceRouting {
     /// Deletes them. The routes of their tables go with the interface.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if !world.has_pod() {
+        if !world.has_pod()? {
             return Ok(());
         }
         let rtnl = world.pod()?.rtnl()?;

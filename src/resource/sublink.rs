@@ -90,8 +90,8 @@ impl Place {
 
 impl Sandbox {
     /// The namespace, if it is still there.
-    pub(super) fn open(&self) -> Option<Netns> {
-        Netns::open(&self.path).ok().filter(|found| found.identity() == self.identity)
+    pub(super) fn open(&self) -> net::Result<Option<Netns>> {
+        Ok(Netns::find(&self.path)?.filter(|found| found.identity() == self.identity))
     }
 }
 
@@ -327,14 +327,14 @@ impl Sublink {
     /// Deletes the interface and returns when it is gone. Where the pod's namespace is not known, that which it was made
     /// in is looked at, if it is there.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        let is_in_pod = world.has_pod() && world.pod()?.netns().identity() == self.sandbox.identity;
+        let is_in_pod = world.has_pod()? && world.pod()?.netns().identity() == self.sandbox.identity;
         if is_in_pod {
             let pod = world.pod()?;
             pod.forget_link();
             if let Some(found) = own(&self.attachment, pod.rtnl()?)? {
                 world.remove_pod_link(&found)?;
             }
-        } else if let Some(netns) = self.sandbox.open() {
+        } else if let Some(netns) = self.sandbox.open()? {
             let home = world.home()?;
             let found = netns.run(&home, || own(&self.attachment, &mut Rtnl::open()?))??;
             if let Some(found) = found {
@@ -358,7 +358,7 @@ pub struct ForeignSublink {
 impl ForeignSublink {
     /// Deletes it. Without the pod's namespace there is nothing left of it.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if !world.has_pod() {
+        if !world.has_pod()? {
             return Ok(());
         }
         let pod = world.pod()?;

@@ -98,7 +98,7 @@ impl Sysctls {
 
     /// Sets them back; only the roll-back of the ADD that has set them does so.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if self.sysctls.is_empty() || !world.has_pod() {
+        if self.sysctls.is_empty() || !world.has_pod()? {
             return Ok(());
         }
         world.pod()?.visit(|| reset(&self.sysctls))?

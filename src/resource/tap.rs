@@ -142,12 +142,12 @@ impl Tap {
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         let is_own = |link: &Link| link.kind == "tun" && link.alias == alias(&self.attachment);
         let ifname = &self.attachment.ifname;
-        if world.has_pod() && world.pod()?.netns().identity() == self.sandbox.identity {
+        if world.has_pod()? && world.pod()?.netns().identity() == self.sandbox.identity {
             world.pod()?.forget_link();
             if let Some(found) = world.pod()?.rtnl()?.link(ifname)?.filter(is_own) {
                 world.remove_pod_link(&found)?;
             }
-        } else if let Some(netns) = self.sandbox.open() {
+        } else if let Some(netns) = self.sandbox.open()? {
             let home = world.home()?;
             let found = netns.run(&home, || Rtnl::open()?.link(ifname))??;
             if let Some(found) = found.filter(is_own) {

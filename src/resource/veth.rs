@@ -306,7 +306,7 @@ pub struct ForeignVeth {
 impl ForeignVeth {
     /// Deletes the pair by its end in the pod. Without the pod's namespace there is nothing left of it.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if !world.has_pod() {
+        if !world.has_pod()? {
             return Ok(());
         }
         match world.pod()?.rtnl()?.link(&self.ifname)? {

@@ -88,7 +88,7 @@ impl Vrf {
 
     /// Deletes it, if no link is bound to it any more.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if !world.has_pod() {
+        if !world.has_pod()? {
             return Ok(());
         }
         let rtnl = world.pod()?.rtnl()?;
@@ -200,7 +200,7 @@ impl VrfMember {
     /// Takes it out of the VRF, and gives it back what it had in the main table. A route that another interface has taken
     /// the place of meanwhile stays away.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
-        if !world.has_pod() {
+        if !world.has_pod()? {
             return Ok(());
         }
         let pod = world.pod()?;

@@ -128,18 +128,26 @@ impl<'a> World<'a> {
         match &mut self.pod {
             Some(pod) => Ok(pod),
             empty => {
-                let invalid = |msg: String| CniError::new(Code::InvalidNetns, msg);
-                let path =
-                    self.request.netns.as_deref().ok_or_else(|| invalid("CNI_NETNS is not given".into()))?;
-                let netns = Netns::open(path).map_err(|e| invalid(format!("CNI_NETNS: {e}")))?;
-                Ok(empty.insert(Pod { netns, home, rtnl: None, link: None, target: None, lock: None }))
+                let path = self.request.netns.as_deref();
+                let path = path.ok_or_else(|| invalid_netns("is not given".to_owned()))?;
+                let netns = Netns::open(path).map_err(|e| invalid_netns(e.to_string()))?;
+                Ok(empty.insert(Pod::new(netns, home)))
             }
         }
     }
 
-    /// Whether the pod's namespace can be opened.
-    pub fn has_pod(&mut self) -> bool {
-        self.pod().is_ok()
+    /// Whether the pod has a namespace. An error of code 8 where that cannot be told: what is in it may still be there.
+    pub fn has_pod(&mut self) -> anyhow::Result<bool> {
+        if self.pod.is_some() {
+            return Ok(true);
+        }
+        let Some(path) = self.request.netns.as_deref() else { return Ok(false) };
+        let Some(netns) = Netns::find(path).map_err(|e| invalid_netns(e.to_string()))? else {
+            return Ok(false);
+        };
+        let home = self.home()?;
+        self.pod = Some(Pod::new(netns, home));
+        Ok(true)
     }
 
     /// A link of the host, which is looked up once per call: its index, kind and MAC do not change meanwhile.
@@ -340,7 +348,15 @@ impl Drop for World<'_> {
     }
 }
 
+fn invalid_netns(why: String) -> CniError {
+    CniError::new(Code::InvalidNetns, format!("CNI_NETNS: {why}"))
+}
+
 impl Pod {
+    fn new(netns: Netns, home: Rc<Netns>) -> Self {
+        Self { netns, home, rtnl: None, link: None, target: None, lock: None }
+    }
+
     /// The namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns

@@ -42,16 +42,7 @@ impl LockedFile {
 
 /// The names in a directory; none where it is not there, or something else is.
 pub(super) fn names_in(directory: &Path) -> anyhow::Result<Vec<OsString>> {
-    let list = || -> io::Result<Vec<OsString>> {
-        if !fs::symlink_metadata(directory)?.is_dir() {
-            return Ok(Vec::new());
-        }
-        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
-    };
-    match list() {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        outcome => outcome.map_err(|e| state_error("list", directory, &e).into()),
-    }
+    private_file::names_in(directory).map_err(|e| state_error("list", directory, &e).into())
 }
 
 /// Opens a file, never through a symbolic link and never waiting for the other end of a FIFO; `None` for a link.

@@ -95,10 +95,11 @@ pub(super) struct Claims {
     _lock: FileLock,
 }
 
-/// Whether anybody has claimed anything.
+/// Whether anybody has claimed anything. What cannot be read may have claims.
 pub(super) fn are_there_any(world: &World<'_>) -> bool {
-    let is_claim = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|it| it.file_name() != LOCK);
-    fs::read_dir(world.state.join(DIRECTORY)).is_ok_and(|mut entries| entries.any(is_claim))
+    let is_claim = |entry: io::Result<fs::DirEntry>| entry.map_or(true, |it| it.file_name() != LOCK);
+    let found = private_file::entries_of(&world.state.join(DIRECTORY));
+    found.map_or(true, |entries| entries.into_iter().flatten().any(is_claim))
 }
 
 impl Claims {
@@ -218,8 +219,8 @@ impl Claims {
     fn names(&self) -> Result<BTreeSet<String>> {
         let failed = |e: io::Error| state_error("list", &self.directory, &e);
         let mut names = BTreeSet::new();
-        for entry in fs::read_dir(&self.directory).map_err(failed)? {
-            let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
+        for name in private_file::names_in(&self.directory).map_err(failed)? {
+            let Ok(name) = name.into_string() else { continue };
             if name != LOCK {
                 names.insert(name.strip_suffix(DRAFT).unwrap_or(&name).to_owned());
             }
