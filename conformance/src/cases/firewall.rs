@@ -4,13 +4,21 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::cases;
-use super::networks::{Attachment, NEWEST, USUAL, gateway4, gateway46, pool, with};
+use super::networks::{Attachment, USUAL, gateway4, gateway46, pool, with};
 use super::restore::TOOL;
 use crate::call::Call;
 use crate::case::Need;
 use crate::expect::{contains, equal, holds, lacks, same_json};
 use crate::pod::Pod;
-use crate::sandbox::{REFERENCE, Sandbox};
+use crate::sandbox::Sandbox;
+
+mod drift;
+mod legacy;
+mod removal;
+
+use drift::*;
+use legacy::*;
+use removal::*;
 
 /// The plugin, without which nothing here means anything.
 pub(super) const FIREWALL: Need = Need::Plugin("firewall");
@@ -291,80 +299,6 @@ fn forty_at_once_share_what_is_shared(host: &Sandbox) -> Result<()> {
     lacks("rules after DEL", &filter(host, "iptables")?.join("\n"), "10.20.0.")
 }
 
-/// Has the commands of iptables be those of a variant, as a host's administrator does it.
-fn choose_variant(host: &Sandbox, variant: &str) -> Result<()> {
-    let script = format!(
-        "mkdir -p /run/scratch/{variant} && cp -a /etc/alternatives/. /run/scratch/{variant}/ && \
-         cd /run/scratch/{variant} && for name in iptables iptables-restore iptables-save \
-           ip6tables ip6tables-restore ip6tables-save; do \
-             ln -sf /usr/sbin/$(echo $name | sed 's/tables/tables-{variant}/') $name; done && \
-         mount --bind /run/scratch/{variant} /etc/alternatives"
-    );
-    host.run(&["sh", "-c", &script]).map(drop)
-}
-
-fn legacy_tables_have_the_same_rules(host: &Sandbox) -> Result<()> {
-    choose_variant(host, "legacy")?;
-    host.run(&["iptables-legacy", "-S"]).context("the kernel has no legacy tables")?;
-    let one = Walled::new(host, "a", gateway46(), json!({"ingressPolicy": "isolated"}))?;
-    for (program, address, len) in [("iptables", "10.20.0.2", 32), ("ip6tables", "fd20::2", 128)] {
-        let mut found = filter(host, program)?;
-        found.sort();
-        let mut wanted = usual(address, len);
-        wanted.push(format!("-A FORWARD {BOTH} -j CNI-ISOLATION-STAGE-1"));
-        wanted.extend([1, 2].map(|stage| format!(":CNI-ISOLATION-STAGE-{stage} - [0:0]")));
-        wanted.extend(isolation("isolated", "cni0"));
-        wanted.sort();
-        equal(program, found, wanted)?;
-    }
-    let first = filter(host, "iptables-legacy")?;
-    let position =
-        |part: &str| first.iter().position(|rule| rule.starts_with("-A FORWARD") && rule.contains(part));
-    holds(position("-j CNI-ISOLATION-STAGE-1") < position("-j CNI-FORWARD"), "isolation is not the first")?;
-    one.check(host)?;
-    host.run(&["iptables-legacy", "-F", "CNI-FORWARD"])?;
-    contains("finding", &one.damaged(host)?, "-s 10.20.0.2/32 -j ACCEPT")?;
-    one.call.del().prev(&one.result).run(host)?.silence()?;
-    lacks("rules after DEL", &filter(host, "iptables-legacy")?.join("\n"), "10.20.0.2")
-}
-
-fn forty_at_once_share_legacy_tables(host: &Sandbox) -> Result<()> {
-    choose_variant(host, "legacy")?;
-    let pod = host.pod("a")?;
-    let calls: Vec<Call> = (0..40)
-        .map(|n| {
-            let keys = json!({"ingressPolicy": "same-bridge"});
-            firewall(&format!("c{n}"), &pod, keys).prev(&made_up(&format!("10.20.0.{}/24", n + 2)))
-        })
-        .collect();
-    for (verb, wanted) in [("ADD", [1, 1, 1, 80]), ("DEL", [1, 1, 0, 0])] {
-        let started: Vec<_> =
-            calls.iter().map(|call| call.command(verb).start(host)).collect::<Result<_>>()?;
-        for one in started {
-            let answer = one.answer(host)?;
-            holds(answer.status() == Some(0), format!("{verb}: {}", answer.stdout()))?;
-        }
-        let rules = filter(host, "iptables-legacy")?;
-        let parts = ["-j CNI-FORWARD", "-j CNI-ADMIN", "-j CNI-ISOLATION-STAGE-1", "10.20.0."];
-        equal(verb, parts.map(|part| rules.iter().filter(|rule| rule.contains(part)).count()), wanted)?;
-    }
-    Ok(())
-}
-
-fn del_looks_into_the_tables_of_both_variants(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway4(), json!({"ingressPolicy": "same-bridge"}))?;
-    choose_variant(host, "legacy")?;
-    one.call.del().prev(&one.result).run(host)?.silence()?;
-    lacks("rules after DEL", &host.run(&["nft", "list", "ruleset"])?, "10.20.0.2")?;
-    one.call.add().prev(&one.base.result).run(host)?.result()?;
-    contains("rules", &filter(host, "iptables-legacy")?.join("\n"), "10.20.0.2")?;
-    choose_variant(host, "nft")?;
-    one.call.del().prev(&one.result).run(host)?.silence()?;
-    let rules = filter(host, "iptables-legacy")?.join("\n");
-    lacks("rules after DEL", &rules, "10.20.0.2")?;
-    lacks("rules after DEL", &rules, "ISOLATION")
-}
-
 fn nothing_of_pods(host: &Sandbox) -> Result<()> {
     for program in ["iptables", "ip6tables"] {
         let rules = filter(host, program)?.join("\n");
@@ -373,144 +307,6 @@ fn nothing_of_pods(host: &Sandbox) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn del_removes_the_rules_of_the_pod(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway46(), json!({}))?;
-    let two = Walled::new(host, "b", gateway46(), json!({}))?;
-    for _ in 0..2 {
-        one.call.del().prev(&one.result).run(host)?.silence()?;
-        let rules = filter(host, "iptables")?.join("\n");
-        lacks("rules after DEL", &rules, "10.20.0.2/")?;
-        contains("rules of the other", &rules, "10.20.0.3/")?;
-    }
-    two.check(host)?;
-    two.call.del().prev(&two.result).run(host)?.silence()?;
-    nothing_of_pods(host)
-}
-
-fn del_without_namespace_removes_them(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway4(), json!({}))?;
-    one.call.without("CNI_NETNS").del().prev(&one.result).run(host)?.silence()?;
-    nothing_of_pods(host)?;
-    let Walled { base, call, result } = one;
-    call.add().prev(&base.result).run(host)?.result()?;
-    base.pod.remove()?;
-    call.del().prev(&result).run(host)?.silence()?;
-    nothing_of_pods(host)
-}
-
-fn del_without_a_result_removes_them(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway46(), json!({}))?;
-    one.call.without("CNI_NETNS").del().run(host)?.silence()?;
-    nothing_of_pods(host)?;
-    one.call.add().prev(&one.base.result).run(host)?.result()?;
-    std::fs::remove_dir_all("/run/bridgehead/attachments")?;
-    one.call.del().run(host)?.silence()?;
-    nothing_of_pods(host).context("without a record")
-}
-
-fn del_with_a_wrong_configuration_removes_them(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway4(), json!({}))?;
-    one.call.set("ingressPolicy", json!("nonsense")).del().prev(&one.result).run(host)?.silence()?;
-    nothing_of_pods(host)
-}
-
-fn del_of_nothing_is_silent(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("a")?;
-    firewall("a", &pod, json!({})).del().run(host)?.silence()?;
-    firewall("a", &pod, json!({"ingressPolicy": "isolated"})).without("CNI_NETNS").del().run(host)?.silence()
-}
-
-fn isolation_goes_with_the_last_pod(host: &Sandbox) -> Result<()> {
-    let keys = json!({"ingressPolicy": "isolated"});
-    let one = Walled::new(host, "a", gateway4(), keys.clone())?;
-    let two = Walled::new(host, "b", gateway4(), keys)?;
-    let elsewhere =
-        Walled::new(host, "c", other_network(), json!({"name": "other", "ingressPolicy": "same-bridge"}))?;
-    one.del(host)?;
-    two.check(host)?;
-    two.del(host)?;
-    let rules = filter(host, "iptables")?.join("\n");
-    lacks("rules", &rules, "cni0")?;
-    elsewhere.check(host)?;
-    elsewhere.del(host)?;
-    nothing_of_pods(host)
-}
-
-fn isolation_goes_without_a_result(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway4(), json!({"ingressPolicy": "same-bridge"}))?;
-    std::fs::remove_dir_all("/run/bridgehead/attachments")?;
-    one.call.without("CNI_NETNS").del().run(host)?.silence()?;
-    nothing_of_pods(host)
-}
-
-fn a_late_del_leaves_the_rules_of_the_next_owner(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("a")?;
-    let (first, second) = (firewall("first", &pod, json!({})), firewall("second", &pod, json!({})));
-    let result = made_up("10.20.0.2/24");
-    first.add().prev(&result).run(host)?.result()?;
-    first.del().prev(&result).run(host)?.silence()?;
-    second.add().prev(&result).run(host)?.result()?;
-    first.del().prev(&result).run(host)?.silence()?;
-    second.check().prev(&result).run(host)?.silence()
-}
-
-fn what_the_reference_left_is_removed(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("a")?;
-    let call = firewall("a", &pod, json!({"ingressPolicy": "same-bridge"})).prev(&made_up("10.20.0.2/24"));
-    call.from(REFERENCE).add().run(host)?.result()?;
-    contains("rules of the reference", &filter(host, "iptables")?.join("\n"), "ISOLATION")?;
-    call.del().run(host)?.silence()?;
-    nothing_of_pods(host)
-}
-
-fn the_reference_removes_what_this_one_made(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("a")?;
-    let call = firewall("a", &pod, json!({})).prev(&made_up("10.20.0.2/24"));
-    call.add().run(host)?.result()?;
-    call.from(REFERENCE).check().run(host)?.silence().context("CHECK by the reference")?;
-    call.from(REFERENCE).del().run(host)?.silence().context("DEL by the reference")?;
-    nothing_of_pods(host)
-}
-
-fn check_is_silent_after_add(host: &Sandbox) -> Result<()> {
-    Walled::new(host, "a", gateway46(), json!({"ingressPolicy": "isolated"}))?.check(host)
-}
-
-fn check_finds_each_lost_rule(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway4(), json!({}))?;
-    for rule in ["FORWARD 1", "CNI-FORWARD 1", "CNI-FORWARD 2", "CNI-FORWARD 3"] {
-        let saved = host.run(&["iptables-save"])?;
-        let mut argv = vec!["iptables", "-D"];
-        argv.extend(rule.split(' '));
-        host.run(&argv)?;
-        holds(!one.damaged(host)?.is_empty(), format!("CHECK is silent without rule {rule}"))?;
-        let restored = host.run_with_input(&["iptables-restore"], saved.as_bytes())?;
-        holds(restored.status.success(), "iptables-restore")?;
-        one.check(host)?;
-    }
-    Ok(())
-}
-
-fn check_finds_lost_isolation(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway4(), json!({"ingressPolicy": "isolated"}))?;
-    host.run(&["iptables", "-F", "CNI-ISOLATION-STAGE-1"])?;
-    let text = one.damaged(host)?;
-    contains("finding", &text, "-A CNI-ISOLATION-STAGE-1 -i cni0 -o cni0")?;
-    contains("finding", &text, "is missing")
-}
-
-fn check_makes_nothing(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway4(), json!({}))?;
-    host.run(&["nft", "flush", "ruleset"])?;
-    one.damaged(host)?;
-    lacks("rules", &host.run(&["nft", "list", "ruleset"])?, "CNI-")
-}
-
-fn check_needs_a_result(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("a")?;
-    firewall("a", &pod, json!({})).check().run(host)?.refusal().map(drop)
 }
 
 fn untouched(host: &Sandbox) -> Result<()> {
@@ -557,49 +353,4 @@ fn versions_without_check_are_refused(host: &Sandbox) -> Result<()> {
         firewall("a", &pod, json!({"cniVersion": version})).add().run(host)?.refused_with(1)?;
     }
     Ok(())
-}
-
-fn restored(host: &Sandbox) -> Result<()> {
-    let program = host.plugins().join("bridgehead");
-    host.run(&[program.to_str().context("a path that is no text")?, "restore"]).map(drop)
-}
-
-fn a_flush_is_made_good(host: &Sandbox) -> Result<()> {
-    let one = Walled::new(host, "a", gateway46(), json!({"ingressPolicy": "isolated"}))?;
-    let before = (filter(host, "iptables")?, filter(host, "ip6tables")?);
-    host.run(&["nft", "flush", "ruleset"])?;
-    restored(host)?;
-    equal("rules", (filter(host, "iptables")?, filter(host, "ip6tables")?), before)?;
-    one.check(host)
-}
-
-fn a_lost_jump_does_not_get_before_isolation(host: &Sandbox) -> Result<()> {
-    Walled::new(host, "a", gateway4(), json!({"ingressPolicy": "isolated"}))?;
-    let before = filter(host, "iptables")?;
-    host.run(&["iptables", "-D", "FORWARD", "2"])?;
-    restored(host)?;
-    equal("rules", filter(host, "iptables")?, before)
-}
-
-fn gc(host: &Sandbox, valid: &[&Walled]) -> Result<()> {
-    let pod = host.pod("gc")?;
-    let list: Vec<Value> = valid.iter().map(|it| json!({"containerID": it.pod().path().file_name().and_then(|name| name.to_str()), "ifname": "eth0"})).collect();
-    let call = firewall("gc", &pod, json!({"cniVersion": NEWEST, "cni.dev/valid-attachments": list}));
-    call.gc().run(host)?.silence()
-}
-
-fn gc_removes_the_rules_of_dead_pods(host: &Sandbox) -> Result<()> {
-    let keys = json!({"ingressPolicy": "same-bridge"});
-    let one = Walled::new(host, "a", gateway4(), keys.clone())?;
-    let two = Walled::new(host, "b", gateway4(), keys)?;
-    gc(host, &[&two])?;
-    lacks("rules of the dead", &filter(host, "iptables")?.join("\n"), one.base.address()?)?;
-    two.check(host)
-}
-
-fn gc_without_records_removes_them_too(host: &Sandbox) -> Result<()> {
-    Walled::new(host, "a", gateway4(), json!({"ingressPolicy": "same-bridge"}))?;
-    std::fs::remove_dir_all("/run/bridgehead/attachments")?;
-    gc(host, &[])?;
-    nothing_of_pods(host)
 }

@@ -3,15 +3,22 @@
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::bridge_masquerade::seen;
 use super::cases;
 use super::networks::{NEWEST, USUAL, VERSIONS, pool, with};
 use crate::call::Call;
 use crate::case::Need;
-use crate::expect::{contains, equal, holds, lacks, list_at, same_json, text_at};
+use crate::expect::{contains, equal, holds, list_at, same_json, text_at};
 use crate::pod::Pod;
-use crate::sandbox::{REFERENCE, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
+
+mod drift;
+mod packets;
+mod removal;
+
+use drift::*;
+use packets::*;
+use removal::*;
 
 cases! {
     "ptp/links" {
@@ -247,147 +254,6 @@ fn without_a_gateway_it_is_the_first_address(host: &Sandbox) -> Result<()> {
     one.pod.ping("10.20.0.1")
 }
 
-fn pod_and_host_reach_each_other(host: &Sandbox) -> Result<()> {
-    let one = Attached::new(host, "a", one_family())?;
-    one.pod.ping("10.20.0.1")?;
-    host.ping("10.20.0.2")
-}
-
-fn pods_reach_each_other(host: &Sandbox) -> Result<()> {
-    let one = Attached::new(host, "a", one_family())?;
-    let two = Attached::new(host, "b", one_family())?;
-    one.pod.ping("10.20.0.3")?;
-    two.pod.ping("10.20.0.2")?;
-    equal("peer", seen(&one.pod, &two.pod, "10.20.0.3")?, "10.20.0.2")
-}
-
-/// The first packet arrives: nobody waits for duplicates to be looked for.
-fn pods_reach_each_other_over_ipv6_at_once(host: &Sandbox) -> Result<()> {
-    let one = Attached::new(host, "a", two_families())?;
-    let two = Attached::new(host, "b", two_families())?;
-    for (pod, address) in [(&one.pod, "fd20::3"), (&two.pod, "fd20::2"), (host as &Pod, "fd20::3")] {
-        let answer = pod.try_run(&["ping", "-n", "-c", "1", "-W", "1", address])?;
-        holds(answer.status.success(), format!("{address} does not answer {} at once", pod.netns()))?;
-    }
-    one.pod.ping("fd20::1")?;
-    equal("peer", seen(&one.pod, &two.pod, "fd20::3")?, "fd20::2")
-}
-
-fn outside_sees_the_host(host: &Sandbox, more: Value, server: &str, wanted: &str) -> Result<()> {
-    let outside = host.outside()?;
-    let one = Attached::new(host, "a", with(full(), more))?;
-    let two = Attached::new(host, "b", full())?;
-    equal("peer", seen(&one.pod, &outside, server)?, wanted)?;
-    // Not between pods.
-    equal("peer inside", seen(&one.pod, &two.pod, "10.20.0.3")?, "10.20.0.2")
-}
-
-fn outside_sees_the_host_with_iptables(host: &Sandbox) -> Result<()> {
-    outside_sees_the_host(host, json!({"ipMasqBackend": "iptables"}), "192.0.2.2", "192.0.2.1")
-}
-
-fn outside_sees_the_host_with_nftables(host: &Sandbox) -> Result<()> {
-    outside_sees_the_host(host, json!({"ipMasqBackend": "nftables"}), "192.0.2.2", "192.0.2.1")
-}
-
-fn outside_sees_the_host_over_ipv6(host: &Sandbox) -> Result<()> {
-    outside_sees_the_host(host, json!({}), "2001:db8:ffff::2", "2001:db8:ffff::1")
-}
-
-fn outside_sees_the_pod_without_masquerade(host: &Sandbox) -> Result<()> {
-    let outside = host.outside()?;
-    outside.ip_set("route add 10.20.0.0/24 via 192.0.2.1")?;
-    let one = Attached::new(host, "a", one_family())?;
-    equal("peer", seen(&one.pod, &outside, "192.0.2.2")?, "10.20.0.2")
-}
-
-fn a_reused_address_is_reachable_at_once(host: &Sandbox) -> Result<()> {
-    let ipam = with(one_family()["ipam"].clone(), json!({}));
-    let network = json!({"ipam": ipam, "runtimeConfig": {"ips": ["10.20.0.50"]}});
-    for id in ["a", "b", "c"] {
-        let one = Attached::new(host, id, network.clone())?;
-        let answer = host.try_run(&["ping", "-n", "-c", "1", "-W", "1", "10.20.0.50"])?;
-        holds(answer.status.success(), format!("pod {id} does not answer at once"))?;
-        one.del(host)?;
-    }
-    Ok(())
-}
-
-/// What was done to a pod, and a part of what CHECK must say in lower case.
-type Damage<'a> = (&'a str, &'a str, &'a str);
-
-fn damages(host: &Sandbox, network: &Value, on_host: bool, damages: &[Damage<'_>]) -> Result<()> {
-    for (index, (deed, undo, part)) in damages.iter().enumerate() {
-        let one = Attached::new(host, &format!("p{index}"), network.clone())?;
-        one.sound(host).context("before the damage")?;
-        let place: &Pod = if on_host { host } else { &one.pod };
-        let link = one.host_link()?;
-        let address = text_at(&one.result, "/ips/0/address")?.split('/').next().unwrap_or_default();
-        let fill = |text: &str| text.replace("LINK", link).replace("ADDRESS", address);
-        place.ip_set(&fill(deed))?;
-        let text = one.call.check().prev(&one.result).run(host)?.refusal()?.text().to_lowercase();
-        contains(format!("the error after {deed:?}"), &text, &fill(part).to_lowercase())?;
-        if !undo.is_empty() {
-            place.ip_set(&fill(undo))?;
-            one.sound(host).with_context(|| format!("after {undo:?}"))?;
-        }
-        one.del(host)?;
-    }
-    Ok(())
-}
-
-fn what_is_missing_in_the_pod_is_found(host: &Sandbox) -> Result<()> {
-    damages(
-        host,
-        &with(one_family(), json!({"mtu": 1400})),
-        false,
-        &[
-            ("addr del ADDRESS/24 dev eth0", "", "ADDRESS"),
-            ("route del 10.20.0.0/24", "", ""),
-            ("route del default", "route add default via 10.20.0.1", ""),
-            ("link del eth0", "", "eth0"),
-            ("link set eth0 down", "", ""),
-            ("link set eth0 address 02:00:00:00:66:66", "", ""),
-        ],
-    )
-}
-
-fn what_is_missing_on_the_host_is_found(host: &Sandbox) -> Result<()> {
-    damages(
-        host,
-        &with(one_family(), json!({"mtu": 1400})),
-        true,
-        &[
-            ("addr del 10.20.0.1/32 dev LINK", "", "gateway address 10.20.0.1/32"),
-            (
-                "route del ADDRESS dev LINK scope host",
-                "route add ADDRESS dev LINK scope host",
-                "route ADDRESS/32",
-            ),
-            ("link set LINK down", "", "host link LINK"),
-            ("link set LINK mtu 1300", "link set LINK mtu 1400", "1300"),
-            ("link del LINK", "", "host link LINK"),
-        ],
-    )?;
-    let one = Attached::new(host, "a", one_family())?;
-    host.set_sysctl("ipv4/ip_forward", "0")?;
-    let text = one.call.check().prev(&one.result).run(host)?.refusal()?.text();
-    contains("the error", &text, "ip_forward")?;
-    one.pod.ip_set("link set eth0 mtu 1300")?;
-    one.pod.ip_set("route del 10.20.0.1")?;
-    let text = one.call.check().prev(&one.result).run(host)?.refusal()?.text();
-    contains("the error", &text, "ip_forward")?;
-    contains("the error", &text, "route 10.20.0.1/32")
-}
-
-fn flushed_rules_are_found(host: &Sandbox) -> Result<()> {
-    let one = Attached::new(host, "a", full())?;
-    one.sound(host)?;
-    host.run(&["nft", "flush", "ruleset"])?;
-    one.call.check().prev(&one.result).run(host)?.refusal()?;
-    one.del(host)
-}
-
 fn ipam_is_necessary(host: &Sandbox) -> Result<()> {
     let pod = host.pod("a")?;
     let before = Snapshot::take(host, &[&pod])?;
@@ -456,150 +322,4 @@ fn status_speaks_for_the_ipam(host: &Sandbox) -> Result<()> {
     call.status().run(host)?.refused_with(50)?;
     call.del().prev(&result).run(host)?.silence()?;
     call.status().run(host)?.silence()
-}
-
-/// What stays on a host that has had a pod: forwarding, base chains.
-fn tidy(host: &Sandbox, network: &Value) -> Result<Snapshot> {
-    let first = Attached::new(host, "first", network.clone())?;
-    first.del(host)?;
-    first.pod.remove()?;
-    Snapshot::take(host, &[])
-}
-
-fn back_ends() -> [Value; 2] {
-    [json!({"ipMasqBackend": "iptables"}), json!({"ipMasqBackend": "nftables"})]
-}
-
-fn del_restores_everything(host: &Sandbox) -> Result<()> {
-    for (index, back_end) in back_ends().into_iter().enumerate() {
-        let network = with(full(), back_end);
-        let before = tidy(host, &network)?;
-        let one = Attached::new(host, &format!("a{index}"), network)?;
-        one.del(host)?;
-        before.restored(host, &[])?;
-        equal("links in the pod", one.pod.link_names()?, ["lo"])?;
-    }
-    Ok(())
-}
-
-fn del_twice_and_of_what_was_never_added(host: &Sandbox) -> Result<()> {
-    let one = Attached::new(host, "a", one_family())?;
-    one.del(host)?;
-    one.del(host)?;
-    let pod = host.pod("b")?;
-    ptp("b", &pod, one_family()).del().run(host)?.silence()?;
-    ptp("b", &pod, full()).del().run(host)?.silence()
-}
-
-fn del_without_previous_result(host: &Sandbox) -> Result<()> {
-    let before = tidy(host, &full())?;
-    let one = Attached::new(host, "a", full())?;
-    one.call.del().run(host)?.silence()?;
-    before.restored(host, &[])
-}
-
-fn del_without_namespace(host: &Sandbox) -> Result<()> {
-    for (index, back_end) in back_ends().into_iter().enumerate() {
-        let network = with(full(), back_end);
-        let before = tidy(host, &network)?;
-        let one = Attached::new(host, &format!("a{index}"), network)?;
-        one.call.without("CNI_NETNS").del().run(host)?.silence()?;
-        before.restored(host, &[])?;
-    }
-    Ok(())
-}
-
-fn del_with_a_dangling_namespace(host: &Sandbox) -> Result<()> {
-    let before = tidy(host, &full())?;
-    let one = Attached::new(host, "a", full())?;
-    one.pod.remove()?;
-    one.call.del().run(host)?.silence()?;
-    before.restored(host, &[])
-}
-
-fn gc_removes_who_is_not_valid(host: &Sandbox) -> Result<()> {
-    let network = with(full(), json!({"cniVersion": NEWEST}));
-    let one = Attached::new(host, "a", network.clone())?;
-    let two = Attached::new(host, "b", network)?;
-    let valid = json!([{"containerID": "b", "ifname": "eth0"}]);
-    let gc = one.call.set("cni.dev/valid-attachments", valid).gc();
-    gc.run(host)?.silence()?;
-    holds(host.link(one.host_link()?)?.is_none(), "the link of the first is there")?;
-    equal("addresses", host.leases("net")?, ["10.20.0.3", "fd20::3"])?;
-    lacks("rules", &host.run(&["nft", "-s", "list", "ruleset"])?, "10.20.0.2")?;
-    two.sound(host)?;
-    // Without its record it is known by its alias.
-    host.run(&["rm", "-rf", "/run/bridgehead/attachments"])?;
-    two.call.set("cni.dev/valid-attachments", json!([])).gc().run(host)?.silence()?;
-    holds(host.link(two.host_link()?)?.is_none(), "the link of the second is there")?;
-    equal("addresses", host.leases("net")?, [] as [&str; 0])
-}
-
-fn forty_at_once_come_and_go(host: &Sandbox) -> Result<()> {
-    const PODS: usize = 40;
-    let before = tidy(host, &full())?;
-    let calls = (0..PODS)
-        .map(|n| {
-            let pod = host.pod(&format!("x{n}"))?;
-            Ok((ptp(&format!("x{n}"), &pod, full()), pod))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let started = calls.iter().map(|(call, _)| call.add().start(host)).collect::<Result<Vec<_>>>()?;
-    let results = started.into_iter().map(|it| it.answer(host)?.result()).collect::<Result<Vec<_>>>()?;
-    equal("addresses", host.leases("net")?.len(), 2 * PODS)?;
-    for ((call, _), result) in calls.iter().zip(&results) {
-        call.check().prev(result).run(host)?.silence()?;
-    }
-    let address = text_at(&results[PODS - 1], "/ips/0/address")?.split('/').next().unwrap_or_default();
-    calls[0].1.ping(address)?;
-    let started = calls
-        .iter()
-        .zip(&results)
-        .map(|((call, _), result)| call.del().prev(result).start(host))
-        .collect::<Result<Vec<_>>>()?;
-    for one in started {
-        one.answer(host)?.silence()?;
-    }
-    before.restored(host, &[])
-}
-
-fn we_remove_what_the_reference_added(host: &Sandbox) -> Result<()> {
-    let pod = host.pod("warm")?;
-    let warm = ptp("warm", &pod, full()).from(REFERENCE);
-    let result = warm.add().run(host)?.result()?;
-    warm.del().prev(&result).run(host)?.silence()?;
-    let before = Snapshot::take(host, &[])?;
-    for (id, with_netns) in [("a", true), ("b", false)] {
-        let pod = host.pod(id)?;
-        let call = ptp(id, &pod, full());
-        let result = call.from(REFERENCE).add().run(host)?.result()?;
-        let del = if with_netns { call.del().prev(&result) } else { call.del().without("CNI_NETNS") };
-        del.run(host)?.silence()?;
-        if !with_netns {
-            // The kernel takes the link when the namespace goes; the rest is ours to find.
-            pod.ip_set("link del eth0")?;
-        }
-        before.restored(host, &[])?;
-    }
-    Ok(())
-}
-
-fn the_reference_removes_what_we_added(host: &Sandbox) -> Result<()> {
-    let network = with(full(), json!({"ipMasqBackend": "iptables"}));
-    tidy(host, &network)?;
-    let before = host.run(&["iptables", "-w", "-t", "nat", "-S"])?;
-    let one = Attached::new(host, "a", network)?;
-    one.call.from(REFERENCE).del().prev(&one.result).run(host)?.silence()?;
-    holds(host.link(one.host_link()?)?.is_none(), "the link is there")?;
-    equal("rules", host.run(&["iptables", "-w", "-t", "nat", "-S"])?, before)?;
-    equal("addresses", host.leases("net")?, [] as [&str; 0])
-}
-
-fn both_find_the_others_pods_sound(host: &Sandbox) -> Result<()> {
-    let ours = Attached::new(host, "a", two_families())?;
-    ours.call.from(REFERENCE).check().prev(&ours.result).run(host)?.silence()?;
-    let pod = host.pod("b")?;
-    let call = ptp("b", &pod, two_families());
-    let result = call.from(REFERENCE).add().run(host)?.result()?;
-    call.check().prev(&result).run(host)?.silence()
 }

@@ -3,8 +3,10 @@
 //! Each case is a function that is generic over the plugin ([`Kind`]); the list at the end names it once for all four.
 
 mod change;
+mod exchange;
 mod lifecycle;
 pub(super) mod master;
+mod removal;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -15,7 +17,9 @@ use crate::case::{Case, Need};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
 use change::*;
+use exchange::*;
 use lifecycle::*;
+use removal::*;
 
 /// The link that is the master of all.
 pub(super) const MASTER: &str = "up0";

@@ -1,0 +1,84 @@
+//! The tables of legacy iptables.
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::{BOTH, Walled, filter, firewall, isolation, made_up, usual};
+use crate::call::Call;
+use crate::cases::networks::{gateway4, gateway46};
+use crate::expect::{contains, equal, holds, lacks};
+use crate::sandbox::Sandbox;
+
+/// Has the commands of iptables be those of a variant, as a host's administrator does it.
+fn choose_variant(host: &Sandbox, variant: &str) -> Result<()> {
+    let script = format!(
+        "mkdir -p /run/scratch/{variant} && cp -a /etc/alternatives/. /run/scratch/{variant}/ && \
+         cd /run/scratch/{variant} && for name in iptables iptables-restore iptables-save \
+           ip6tables ip6tables-restore ip6tables-save; do \
+             ln -sf /usr/sbin/$(echo $name | sed 's/tables/tables-{variant}/') $name; done && \
+         mount --bind /run/scratch/{variant} /etc/alternatives"
+    );
+    host.run(&["sh", "-c", &script]).map(drop)
+}
+
+pub(super) fn legacy_tables_have_the_same_rules(host: &Sandbox) -> Result<()> {
+    choose_variant(host, "legacy")?;
+    host.run(&["iptables-legacy", "-S"]).context("the kernel has no legacy tables")?;
+    let one = Walled::new(host, "a", gateway46(), json!({"ingressPolicy": "isolated"}))?;
+    for (program, address, len) in [("iptables", "10.20.0.2", 32), ("ip6tables", "fd20::2", 128)] {
+        let mut found = filter(host, program)?;
+        found.sort();
+        let mut wanted = usual(address, len);
+        wanted.push(format!("-A FORWARD {BOTH} -j CNI-ISOLATION-STAGE-1"));
+        wanted.extend([1, 2].map(|stage| format!(":CNI-ISOLATION-STAGE-{stage} - [0:0]")));
+        wanted.extend(isolation("isolated", "cni0"));
+        wanted.sort();
+        equal(program, found, wanted)?;
+    }
+    let first = filter(host, "iptables-legacy")?;
+    let position =
+        |part: &str| first.iter().position(|rule| rule.starts_with("-A FORWARD") && rule.contains(part));
+    holds(position("-j CNI-ISOLATION-STAGE-1") < position("-j CNI-FORWARD"), "isolation is not the first")?;
+    one.check(host)?;
+    host.run(&["iptables-legacy", "-F", "CNI-FORWARD"])?;
+    contains("finding", &one.damaged(host)?, "-s 10.20.0.2/32 -j ACCEPT")?;
+    one.call.del().prev(&one.result).run(host)?.silence()?;
+    lacks("rules after DEL", &filter(host, "iptables-legacy")?.join("\n"), "10.20.0.2")
+}
+
+pub(super) fn forty_at_once_share_legacy_tables(host: &Sandbox) -> Result<()> {
+    choose_variant(host, "legacy")?;
+    let pod = host.pod("a")?;
+    let calls: Vec<Call> = (0..40)
+        .map(|n| {
+            let keys = json!({"ingressPolicy": "same-bridge"});
+            firewall(&format!("c{n}"), &pod, keys).prev(&made_up(&format!("10.20.0.{}/24", n + 2)))
+        })
+        .collect();
+    for (verb, wanted) in [("ADD", [1, 1, 1, 80]), ("DEL", [1, 1, 0, 0])] {
+        let started: Vec<_> =
+            calls.iter().map(|call| call.command(verb).start(host)).collect::<Result<_>>()?;
+        for one in started {
+            let answer = one.answer(host)?;
+            holds(answer.status() == Some(0), format!("{verb}: {}", answer.stdout()))?;
+        }
+        let rules = filter(host, "iptables-legacy")?;
+        let parts = ["-j CNI-FORWARD", "-j CNI-ADMIN", "-j CNI-ISOLATION-STAGE-1", "10.20.0."];
+        equal(verb, parts.map(|part| rules.iter().filter(|rule| rule.contains(part)).count()), wanted)?;
+    }
+    Ok(())
+}
+
+pub(super) fn del_looks_into_the_tables_of_both_variants(host: &Sandbox) -> Result<()> {
+    let one = Walled::new(host, "a", gateway4(), json!({"ingressPolicy": "same-bridge"}))?;
+    choose_variant(host, "legacy")?;
+    one.call.del().prev(&one.result).run(host)?.silence()?;
+    lacks("rules after DEL", &host.run(&["nft", "list", "ruleset"])?, "10.20.0.2")?;
+    one.call.add().prev(&one.base.result).run(host)?.result()?;
+    contains("rules", &filter(host, "iptables-legacy")?.join("\n"), "10.20.0.2")?;
+    choose_variant(host, "nft")?;
+    one.call.del().prev(&one.result).run(host)?.silence()?;
+    let rules = filter(host, "iptables-legacy")?.join("\n");
+    lacks("rules after DEL", &rules, "10.20.0.2")?;
+    lacks("rules after DEL", &rules, "ISOLATION")
+}

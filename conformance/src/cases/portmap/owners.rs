@@ -1,0 +1,124 @@
+//! Who has a port of the host.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::{back_end, gone, portmap, ruleset, tcp};
+use crate::cases::networks::{Attachment, gateway4, gateway46};
+use crate::expect::{contains, holds, lacks, soon};
+use crate::sandbox::Sandbox;
+use crate::snapshot::Snapshot;
+
+pub(super) fn a_taken_port_is_refused_with_its_owner(host: &Sandbox) -> Result<()> {
+    for (name, ids) in [("iptables", ["a", "b"]), ("nftables", ["c", "d"])] {
+        let one = Attachment::new(host, ids[0], gateway4())?;
+        let two = Attachment::new(host, ids[1], gateway4())?;
+        let call = portmap(ids[0], &one, tcp(8080, 80), back_end(name));
+        call.add().run(host)?.result()?;
+        let before = Snapshot::take(host, &[])?;
+        let both = json!([
+            {"hostPort": 8079, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        ]);
+        let other = portmap(ids[1], &two, both, back_end(name));
+        let refusal = other.add().run(host)?.refused_with(102)?;
+        contains("message", &refusal.msg, "tcp port 8080")?;
+        contains("message", &refusal.msg, &format!("container {} interface eth0 on network net", ids[0]))?;
+        Snapshot::take(host, &[])?.unchanged_since(&before)?;
+        call.check().run(host)?.silence()?;
+        let udp = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}]);
+        let of_udp = portmap(ids[1], &two, udp, back_end(name));
+        of_udp.add().run(host)?.result()?;
+        of_udp.del().run(host)?.silence()?;
+        call.del().run(host)?.silence()?;
+        other.add().run(host)?.result()?;
+        other.del().run(host)?.silence()?;
+    }
+    Ok(())
+}
+
+pub(super) fn wildcards_stand_against_addresses(host: &Sandbox) -> Result<()> {
+    let one = Attachment::new(host, "a", gateway46())?;
+    let two = Attachment::new(host, "b", gateway46())?;
+    let at =
+        |address: &str| json!([{"hostPort": 80, "containerPort": 80, "protocol": "tcp", "hostIP": address}]);
+    for (first, second, is_free) in [
+        ("", "192.0.2.1", false),
+        ("192.0.2.1", "0.0.0.0", false),
+        ("192.0.2.1", "", false),
+        ("192.0.2.1", "192.0.2.2", true),
+        ("192.0.2.1", "::", true),
+        ("::", "2001:db8::1", false),
+        ("0.0.0.0", "2001:db8::1", true),
+        ("", "2001:db8::1", false),
+    ] {
+        let call = portmap("a", &one, at(first), json!({}));
+        let other = portmap("b", &two, at(second), json!({}));
+        call.add().run(host)?.result()?;
+        let answer = other.add().run(host)?;
+        if is_free {
+            answer.result().map(drop)?
+        } else {
+            answer.refused_with(102).map(drop)?
+        }
+        call.del().run(host)?.silence()?;
+        other.del().run(host)?.silence()?;
+    }
+    Ok(())
+}
+
+pub(super) fn another_network_of_the_container_may_have_it_too(host: &Sandbox) -> Result<()> {
+    let one = Attachment::new(host, "a", gateway4())?;
+    let call = portmap("a", &one, tcp(8080, 80), back_end("nftables"));
+    call.add().run(host)?.result()?;
+    let second = call.ifname("eth1").set("name", json!("other"));
+    second.add().run(host)?.result()?;
+    call.check().run(host)?.silence()?;
+    second.check().run(host)?.silence()?;
+    second.del().run(host)?.silence()?;
+    call.check().run(host)?.silence()?;
+    call.del().run(host)?.silence()?;
+    gone(host, "of both")
+}
+
+pub(super) fn a_dead_owner_loses_its_port(host: &Sandbox) -> Result<()> {
+    let one = Attachment::new(host, "a", gateway4())?;
+    let two = Attachment::new(host, "b", gateway4())?;
+    let call = portmap("a", &one, tcp(8080, 80), back_end("nftables"));
+    let other = portmap("b", &two, tcp(8080, 81), back_end("nftables"));
+    call.add().run(host)?.result()?;
+    other.add().run(host)?.refused_with(102)?;
+    one.pod.remove()?;
+    soon(|| other.add().run(host)?.result())?;
+    let rules = ruleset(host)?;
+    lacks("the dead one's", &rules, "net/a/eth0")?;
+    contains("the living one's", &rules, "tcp . 8080 comment \"net/b/eth0\" : 10.20.0.3 . 81")?;
+    // A DEL that comes late takes nothing of it.
+    call.del().run(host)?.silence()?;
+    other.check().run(host)?.silence()
+}
+
+pub(super) fn a_damaged_claim_is_no_obstacle(host: &Sandbox) -> Result<()> {
+    let one = Attachment::new(host, "a", gateway4())?;
+    let call = portmap("a", &one, tcp(8080, 80), json!({}));
+    let path = Path::new("/run/bridgehead/ports/tcp-126");
+    for damage in [
+        "echo nonsense > $0",
+        ": > $0",
+        "rm -f $0; mkdir $0",
+        "rm -rf $0; ln -s /etc/passwd $0",
+        "rm -rf $0; mkfifo $0",
+    ] {
+        call.add().run(host)?.result()?;
+        let text = path.to_string_lossy().into_owned();
+        host.run(&["sh", "-c", damage, &text])?;
+        call.check().run(host)?.refusal().with_context(|| format!("CHECK after {damage}"))?;
+        call.del().run(host)?.silence().with_context(|| format!("DEL after {damage}"))?;
+        if path.is_dir() {
+            std::fs::remove_dir(path)?;
+        }
+    }
+    holds(Path::new("/etc/passwd").exists(), "a link was followed")
+}
