@@ -1,10 +1,11 @@
 //! The daemon: answers to calls, each connection and each lease a task of one thread.
 
+mod connection;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::future::{Future, poll_fn};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -16,10 +17,10 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::io::unix::AsyncFd;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{Mutex, Notify};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::conf::DhcpConf;
 use super::exchange::{Exchange, Identity, Timing};
@@ -28,11 +29,12 @@ use super::gob::{Struct, Value};
 use super::keeper;
 use super::lease::encode;
 use super::listener::Listener;
-use super::rpc::{ATTACHMENTS, End, RESPONSE, RESULT, UNKNOWN_METHOD, WELCOME, method};
+use super::rpc::{ATTACHMENTS, RESULT, UNKNOWN_METHOD, method};
 use super::store::{Record, Store};
 use crate::net::Netns;
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, CniError, CniResult, Code, NetConf};
+use connection::serve;
 
 /// How long a caller may take to say what it wants, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -166,98 +168,6 @@ async fn first<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B
         Poll::Pending => other.as_mut().poll(cx).map(Err),
     })
     .await
-}
-
-/// Serves one connection: calls, one after the other, until it is closed.
-async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> anyhow::Result<()> {
-    let malformed = |e: super::gob::Malformed| anyhow::anyhow!("it makes no sense: {}", e.0);
-    let mut end = End::default();
-    let greeting = loop {
-        if let Some(greeting) = end.greeting().map_err(malformed)? {
-            break greeting;
-        }
-        if !receive(&stream, &mut end).await? {
-            return Ok(());
-        }
-    };
-    if !greeting.starts_with("CONNECT /_goRPC_ ") {
-        send(&stream, b"HTTP/1.0 405 must CONNECT\r\nContent-Type: text/plain\r\n\r\n").await?;
-        anyhow::bail!("it speaks another protocol");
-    }
-    send(&stream, WELCOME.as_bytes()).await?;
-    loop {
-        let mut values = Vec::new();
-        while values.len() < 2 {
-            match end.take().map_err(malformed)? {
-                Some(value) => values.push(value),
-                None if !receive(&stream, &mut end).await? => return Ok(()),
-                None => {}
-            }
-        }
-        let [head, arguments] = values.as_slice() else { return Ok(()) };
-        let name = head.string("ServiceMethod");
-        // A caller that is gone has no use for a lease; it or another comes with a DEL.
-        let outcome = match first(daemon.call(&name, arguments), closed(&stream)).await {
-            Ok(outcome) => outcome,
-            Err(()) => return Ok(()),
-        };
-        let (error, code, (of, body)) = match outcome {
-            Ok(answer) => (String::new(), 0, answer),
-            Err(error) => {
-                let body = (&RESULT, Value::Struct(Vec::new()));
-                (error.to_string(), error.code, body)
-            }
-        };
-        let head = Value::of([
-            ("ServiceMethod", Value::text(&name)),
-            ("Seq", Value::Uint(head.number("Seq").unsigned_abs())),
-            ("Error", Value::text(&error)),
-            ("Code", Value::Uint(code.into())),
-        ]);
-        let answer = end.encode((&RESPONSE, &head), (of, &body));
-        send(&stream, &answer).await?;
-    }
-}
-
-/// Waits for bytes; false where the other side has closed.
-async fn receive(stream: &UnixStream, end: &mut End) -> anyhow::Result<bool> {
-    let mut chunk = [0; 8192];
-    loop {
-        timeout(PATIENCE, stream.readable()).await.map_err(|_| anyhow::anyhow!("it says nothing"))??;
-        match stream.try_read(&mut chunk) {
-            Ok(0) => return Ok(false),
-            Ok(len) => {
-                end.arrive(chunk.get(..len).unwrap_or_default());
-                return Ok(true);
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-}
-
-async fn send(stream: &UnixStream, mut bytes: &[u8]) -> anyhow::Result<()> {
-    while !bytes.is_empty() {
-        timeout(PATIENCE, stream.writable()).await.map_err(|_| anyhow::anyhow!("it takes no answer"))??;
-        match stream.try_write(bytes) {
-            Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
-}
-
-/// Waits until the other side has closed. It says nothing while it waits for an answer; if it does, that is no caller.
-async fn closed(stream: &UnixStream) {
-    loop {
-        let mut byte = [0];
-        let ready = stream.readable().await;
-        match stream.try_read(&mut byte) {
-            Err(e) if ready.is_ok() && e.kind() == ErrorKind::WouldBlock => {}
-            _ => return,
-        }
-    }
 }
 
 /// A call as far as it is about an attachment.

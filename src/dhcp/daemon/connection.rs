@@ -1,0 +1,103 @@
+//! One connection: calls, one after the other, until it is closed.
+
+use std::io::ErrorKind;
+use std::rc::Rc;
+
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::super::gob::Value;
+use super::super::rpc::{End, RESPONSE, RESULT, WELCOME};
+use super::{Daemon, PATIENCE, first};
+
+/// Serves one connection: calls, one after the other, until it is closed.
+pub(super) async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> anyhow::Result<()> {
+    let malformed = |e: crate::dhcp::gob::Malformed| anyhow::anyhow!("it makes no sense: {}", e.0);
+    let mut end = End::default();
+    let greeting = loop {
+        if let Some(greeting) = end.greeting().map_err(malformed)? {
+            break greeting;
+        }
+        if !receive(&stream, &mut end).await? {
+            return Ok(());
+        }
+    };
+    if !greeting.starts_with("CONNECT /_goRPC_ ") {
+        send(&stream, b"HTTP/1.0 405 must CONNECT\r\nContent-Type: text/plain\r\n\r\n").await?;
+        anyhow::bail!("it speaks another protocol");
+    }
+    send(&stream, WELCOME.as_bytes()).await?;
+    loop {
+        let mut values = Vec::new();
+        while values.len() < 2 {
+            match end.take().map_err(malformed)? {
+                Some(value) => values.push(value),
+                None if !receive(&stream, &mut end).await? => return Ok(()),
+                None => {}
+            }
+        }
+        let [head, arguments] = values.as_slice() else { return Ok(()) };
+        let name = head.string("ServiceMethod");
+        // A caller that is gone has no use for a lease; it or another comes with a DEL.
+        let outcome = match first(daemon.call(&name, arguments), closed(&stream)).await {
+            Ok(outcome) => outcome,
+            Err(()) => return Ok(()),
+        };
+        let (error, code, (of, body)) = match outcome {
+            Ok(answer) => (String::new(), 0, answer),
+            Err(error) => {
+                let body = (&RESULT, Value::Struct(Vec::new()));
+                (error.to_string(), error.code, body)
+            }
+        };
+        let head = Value::of([
+            ("ServiceMethod", Value::text(&name)),
+            ("Seq", Value::Uint(head.number("Seq").unsigned_abs())),
+            ("Error", Value::text(&error)),
+            ("Code", Value::Uint(code.into())),
+        ]);
+        let answer = end.encode((&RESPONSE, &head), (of, &body));
+        send(&stream, &answer).await?;
+    }
+}
+
+/// Waits for bytes; false where the other side has closed.
+async fn receive(stream: &UnixStream, end: &mut End) -> anyhow::Result<bool> {
+    let mut chunk = [0; 8192];
+    loop {
+        timeout(PATIENCE, stream.readable()).await.map_err(|_| anyhow::anyhow!("it says nothing"))??;
+        match stream.try_read(&mut chunk) {
+            Ok(0) => return Ok(false),
+            Ok(len) => {
+                end.arrive(chunk.get(..len).unwrap_or_default());
+                return Ok(true);
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+async fn send(stream: &UnixStream, mut bytes: &[u8]) -> anyhow::Result<()> {
+    while !bytes.is_empty() {
+        timeout(PATIENCE, stream.writable()).await.map_err(|_| anyhow::anyhow!("it takes no answer"))??;
+        match stream.try_write(bytes) {
+            Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the other side has closed. It says nothing while it waits for an answer; if it does, that is no caller.
+async fn closed(stream: &UnixStream) {
+    loop {
+        let mut byte = [0];
+        let ready = stream.readable().await;
+        match stream.try_read(&mut byte) {
+            Err(e) if ready.is_ok() && e.kind() == ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
+}
