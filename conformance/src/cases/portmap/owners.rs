@@ -73,13 +73,20 @@ pub(super) fn another_network_of_the_container_may_have_it_too(host: &Sandbox) -
     let one = Attachment::new(host, "a", gateway4())?;
     let call = portmap("a", &one, tcp(8080, 80), back_end("nftables"));
     call.add().run(host)?.result()?;
-    let second = call.ifname("eth1").set("name", json!("other"));
+    let mut result = one.result.clone();
+    result["interfaces"][2]["name"] = json!("eth1");
+    let second = call.ifname("eth1").set("name", json!("other")).prev(&result);
     second.add().run(host)?.result()?;
     call.check().run(host)?.silence()?;
     second.check().run(host)?.silence()?;
     second.del().run(host)?.silence()?;
     call.check().run(host)?.silence()?;
+    // The other way round, it goes to the one that is left.
+    second.add().run(host)?.result()?;
     call.del().run(host)?.silence()?;
+    contains("the one that is left", &ruleset(host)?, "tcp . 8080 comment \"other/a/eth1\"")?;
+    second.check().run(host)?.silence()?;
+    second.del().run(host)?.silence()?;
     gone(host, "of both")
 }
 
