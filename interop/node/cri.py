@@ -5,7 +5,7 @@ import json
 
 import grpc
 
-from node.suite import Failed
+from node.suite import Failed, timed
 
 TCP, UDP = 0, 1
 READY, NOTREADY = 0, 1
@@ -93,7 +93,8 @@ class Cri:
         same = lambda message: message
         call = self._channel.unary_unary(f"/runtime.v1.{service}/{method}", same, same)
         try:
-            return decode(call(encode(*fields), timeout=self._seconds, wait_for_ready=True))
+            with timed(method):
+                return decode(call(encode(*fields), timeout=self._seconds, wait_for_ready=True))
         except grpc.RpcError as error:
             raise Refused(f"{method}: {error.details()}") from error
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 import subprocess
 
-from node.suite import Failed, eventually, expect
+from node.suite import Failed, eventually, expect, timed
 
 PLUGINS = "/opt/cni/bin"
 NETWORKS = "/etc/cni/net.d"
@@ -26,7 +26,8 @@ echo "$(hostname) $REMOTE_ADDR"
 def run(*command, seconds=60, text=None, env=None, check=True):
     """What a command has printed to stdout; fails with what it said if it fails, unless `check` is false."""
     try:
-        done = subprocess.run(command, input=text, env=env, capture_output=True, text=True, timeout=seconds)
+        with timed(" ".join(command)):
+            done = subprocess.run(command, input=text, env=env, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as expired:
         raise Failed(f"{' '.join(command)}: no end after {seconds} s") from expired
     if check and done.returncode != 0:
@@ -183,6 +184,13 @@ def use_plugins(directory):
 def package_version(package):
     """The upstream version of an installed package."""
     return run("dpkg-query", "--show", "--showformat=${Version}", package).split("+")[0].split("-")[0]
+
+
+def collect(plugins, network):
+    """Has our GC look for what belongs to no pod, with nothing but the kernel's word for who is alive."""
+    for one in network, {"name": "cni-loopback", "plugins": [{"type": "loopback"}]}:
+        write(f"/tmp/gc/{one['name']}.conflist", json.dumps(one | {"cniVersion": "1.1.0"}))
+        run(f"{plugins}/bridgehead", "gc", one["name"], "--net-dir", "/tmp/gc", "--plugin-dir", plugins)
 
 
 def write_network(network, file="10-network.conflist"):

@@ -51,6 +51,20 @@ def one_entry(version="1.0.0"):
     return network
 
 
+def nftables(version):
+    """The chain with nothing in iptables: bridge, portmap, firewall."""
+    network = configured("65-portmap-nftables.conflist", version)
+    network["plugins"].append({"type": "firewall", "backend": "nftables"})
+    return network
+
+
+def ptp(version):
+    """What a cluster with routed pods has: no bridge, and ports."""
+    network = configured("15-ptp.conflist", version)
+    network["plugins"].append({"type": "portmap", "capabilities": {"portMappings": True}})
+    return network
+
+
 def small(version):
     """A network with room for one pod."""
     return {
@@ -70,7 +84,8 @@ def small(version):
 
 def for_containerd(plugins, version):
     """The networks, by what they are called in the table, that the plugins of a directory can make."""
-    found = {"install-cni": installed(), "chain": chain(version)}
+    found = {"install-cni": installed(), "chain": chain(version), "ptp": ptp(version)}
     if os.path.exists(f"{plugins}/bridgehead"):
-        found["one entry"] = one_entry(version)
+        # The reference has no firewall in nftables.
+        found |= {"one entry": one_entry(version), "nftables": nftables(version)}
     return found

@@ -1,5 +1,6 @@
 """Cases of a runtime and their outcomes, which `run` reads from stdout, a line each."""
 
+import contextlib
 import signal
 import sys
 import time
@@ -35,6 +36,18 @@ def eventually(observe, seconds=5):
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def timed(what):
+    """Says so if what is done within takes long: a machine that is busy, or something that waits for its deadline."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - began
+        if seconds > 4:
+            print("say", f"{seconds:.1f} s for {what}", sep="\t", flush=True)
 
 
 class Suite:

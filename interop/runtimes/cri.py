@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 from node import host, image, networks
 from node.containerd import Containerd
@@ -189,6 +190,28 @@ class OnNetwork:
         self.cri.stop_pod(pod.id)
         self.cri.remove_pod(pod.id)
 
+    def killed(self):
+        """containerd is killed while it starts pods. Those that it knows then are removed; GC takes what others had."""
+        with concurrent.futures.ThreadPoolExecutor(10) as at_once:
+            run = self.cri.run_pod
+            starts = [at_once.submit(run, f"killed-{n}", [(TCP, 80, 9200 + n, "")], RATES) for n in range(10)]
+            time.sleep(0.25)
+            self.containerd.crash()
+            for start in starts:
+                # What became of it, nobody is told.
+                start.exception()
+        self.containerd.start()
+        self.cri = self.containerd.cri
+        self.containerd.remove_all_pods()
+        # It forgets a namespace that it had no time to write down, and what is in there.
+        for name in os.listdir("/run/netns"):
+            if name.startswith("cni-"):
+                host.run("ip", "netns", "delete", name)
+        if os.path.exists(f"{host.PLUGINS}/bridgehead"):
+            host.collect(host.PLUGINS, self.network)
+        with Pod(self.cri, "after", [(TCP, 80, 9200, "")], RATES):
+            expect_equal("port", host.ask(host.OUTSIDE, host.HOST_V4, 9200)[0], "after")
+
     def all(self):
         """The cases by name."""
         return {
@@ -203,6 +226,7 @@ class OnNetwork:
             "dead pod": self.dead,
             "port is taken": self.taken,
             "restart": self.restarted,
+            "killed while it starts pods": self.killed,
         }
 
 

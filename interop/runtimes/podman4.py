@@ -164,7 +164,8 @@ def stop_and_start():
 
 def crowd():
     """Eight at once."""
-    words = ["run", "--rm", "--network", "one", image.NAME, "ip", "-o", "address", "show", "dev", "eth0", "scope", "global"]
+    words = ["run", "--rm", "--network", "one", image.NAME]
+    words += ["ip", "-o", "address", "show", "dev", "eth0", "scope", "global"]
     with concurrent.futures.ThreadPoolExecutor(8) as at_once:
         outputs = list(at_once.map(lambda _: podman(*words), range(8)))
     for output in outputs:
@@ -172,7 +173,7 @@ def crowd():
 
 
 def lost(plugins):
-    """podman sends no DEL for a namespace that is gone. The port is the next one's nevertheless, and GC takes the rest."""
+    """podman sends no DEL for a namespace that is gone. The port is the next one's nevertheless; GC takes the rest."""
     options = ["--network", "one", "--ip", "10.81.0.60", "--publish", "8080:80"]
     container = Container("lost", *options)
     host.run("umount", "-l", container.namespace)
