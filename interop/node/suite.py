@@ -46,7 +46,7 @@ def timed(what):
         yield
     finally:
         seconds = time.monotonic() - began
-        if seconds > 4:
+        if seconds > 7:
             print("say", f"{seconds:.1f} s for {what}", sep="\t", flush=True)
 
 
