@@ -86,7 +86,7 @@ class OnNetwork:
             try:
                 self.client.check(self.network, path, "drift")
             except Refusal as refusal:
-                expect("route" in refusal.text, "it is not said to be a route:", refusal)
+                expect("route" in refusal.text.lower(), "it is not said to be a route:", refusal)
             else:
                 raise Failed("CHECK does not notice that a route is gone")
 
