@@ -2,7 +2,7 @@
 
 mod connection;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::future::{Future, poll_fn};
@@ -60,6 +60,8 @@ pub struct Held {
     turn: Mutex<()>,
     /// Tells a call that gets it that it is not wanted any more.
     unwanted: Notify,
+    /// How many calls have got it.
+    times_got: Cell<u64>,
 }
 
 impl Held {
@@ -191,7 +193,28 @@ impl Call {
     }
 }
 
-type Outcome = Result<(&'static Struct, Value), CniError>;
+type Outcome = Result<Answer, CniError>;
+
+/// What a call is answered.
+pub struct Answer {
+    /// The form of the answer.
+    of: &'static Struct,
+    body: Value,
+    /// The lease that was got for it, if one was.
+    gain: Option<Gain>,
+}
+
+/// A lease that was got for a call: which attachment's, and how many calls had got it by then.
+pub struct Gain {
+    attachment: Attachment,
+    times_got: u64,
+}
+
+impl Answer {
+    fn new(of: &'static Struct, body: Value) -> Self {
+        Self { of, body, gain: None }
+    }
+}
 
 impl Daemon {
     /// How long is waited for what.
@@ -279,7 +302,11 @@ impl Daemon {
             }
         };
         self.tidy(&call.attachment);
-        Ok((&RESULT, encode(&acquired?)))
+        let (result, is_new) = acquired?;
+        let times_got = held.times_got.get() + 1;
+        held.times_got.set(times_got);
+        let gain = is_new.then_some(Gain { attachment: call.attachment, times_got });
+        Ok(Answer { gain, ..Answer::new(&RESULT, encode(&result)) })
     }
 
     /// Forgets a place that has no lease and that nobody looks at.
@@ -291,19 +318,20 @@ impl Daemon {
         }
     }
 
+    /// The result, and whether the lease is new.
     async fn acquire(
         self: &Rc<Self>,
         call: &Call,
         conf: &DhcpConf,
         held: &Rc<Held>,
-    ) -> Result<CniResult, CniError> {
+    ) -> Result<(CniResult, bool), CniError> {
         let kernel = |e: anyhow::Error| CniError::from_chain(&e, Code::Kernel);
         let invalid = |e: crate::net::Error| CniError::new(Code::InvalidNetns, format!("CNI_NETNS: {e}"));
         let netns = Netns::open(&self.flags.on_host(&call.netns_path)).map_err(invalid)?;
         if let Some(record) = held.record() {
             let is_same = record.netns == netns.identity();
             if is_same && record.lost.is_none() && self.is_usable(&record, &netns) {
-                return Ok(record.lease.result(conf.priority));
+                return Ok((record.lease.result(conf.priority), false));
             }
             held.stop();
             if let Err(e) = self.release(&record) {
@@ -341,7 +369,7 @@ impl Daemon {
         }
         held.record.replace(Some(record));
         self.keep(held);
-        Ok(result)
+        Ok((result, true))
     }
 
     /// Whether the link that a lease was got by is there: of another one of that name, the server knows nothing.
@@ -357,18 +385,37 @@ impl Daemon {
         if let Some(held) = held {
             held.unwanted.notify_waiters();
             let _turn = held.turn.lock().await;
-            held.stop();
-            if let Some(record) = held.record() {
-                match self.release(&record) {
-                    Ok(()) => log::info!("{attachment}: {} is given back", record.lease.address),
-                    // Best effort, as the server frees it some day by itself.
-                    Err(e) => log::warn!("{attachment}: cannot give {} back: {e:#}", record.lease.address),
-                }
-            }
-            self.drop_lease(&held);
+            self.end(attachment, &held);
         }
         self.tidy(attachment);
-        Ok((&RESULT, Value::Struct(Vec::new())))
+        Ok(Answer::new(&RESULT, Value::Struct(Vec::new())))
+    }
+
+    /// Gives a lease back whose caller went without reading that he has it: he will not use it. If another has come and
+    /// got it since, it is his.
+    async fn take_back(&self, gain: &Gain) {
+        let attachment = &gain.attachment;
+        let held = self.held.borrow().get(attachment).cloned();
+        if let Some(held) = held {
+            let _turn = held.turn.lock().await;
+            if held.times_got.get() == gain.times_got {
+                self.end(attachment, &held);
+            }
+        }
+        self.tidy(attachment);
+    }
+
+    /// Ends a lease, if there is one.
+    fn end(&self, attachment: &Attachment, held: &Held) {
+        held.stop();
+        if let Some(record) = held.record() {
+            match self.release(&record) {
+                Ok(()) => log::info!("{attachment}: {} is given back", record.lease.address),
+                // Best effort, as the server frees it some day by itself.
+                Err(e) => log::warn!("{attachment}: cannot give {} back: {e:#}", record.lease.address),
+            }
+        }
+        self.drop_lease(held);
     }
 
     fn look(&self, call: &Call) -> Outcome {
@@ -379,7 +426,7 @@ impl Daemon {
         if let Some(why) = &record.lost {
             return Err(missing(format!("the DHCP lease of {} is lost: {why}", record.lease.address)));
         }
-        Ok((&RESULT, encode(&record.lease.result(conf.priority))))
+        Ok(Answer::new(&RESULT, encode(&record.lease.result(conf.priority))))
     }
 
     fn list(&self, network: &str) -> Outcome {
@@ -389,7 +436,7 @@ impl Daemon {
         let list = of_network.map(|(it, _)| {
             Value::of([("ContainerID", Value::text(&it.container_id)), ("IfName", Value::text(&it.ifname))])
         });
-        Ok((&ATTACHMENTS, Value::of([("All", Value::List(list.collect()))])))
+        Ok(Answer::new(&ATTACHMENTS, Value::of([("All", Value::List(list.collect()))])))
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::super::gob::Value;
 use super::super::rpc::{End, RESPONSE, RESULT, WELCOME};
-use super::{Daemon, PATIENCE, first};
+use super::{Answer, Daemon, Gain, PATIENCE, first};
 
 /// Serves one connection: calls, one after the other, until it is closed.
 pub(super) async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> anyhow::Result<()> {
@@ -27,13 +27,23 @@ pub(super) async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> anyhow::Re
         anyhow::bail!("it speaks another protocol");
     }
     send(&stream, WELCOME.as_bytes()).await?;
+    let mut gain: Option<Gain> = None;
     loop {
         let mut values = Vec::new();
         while values.len() < 2 {
             match end.take().map_err(malformed)? {
                 Some(value) => values.push(value),
-                None if !receive(&stream, &mut end).await? => return Ok(()),
-                None => {}
+                None => match receive(&stream, &mut end).await {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(()),
+                    // Unix sockets tell who wrote that the other side closed before it had read all (unix(7)).
+                    Err(e) => {
+                        if let (Some(gain), true) = (&gain, is_reset(&e)) {
+                            daemon.take_back(gain).await;
+                        }
+                        return Err(e);
+                    }
+                },
             }
         }
         let [head, arguments] = values.as_slice() else { return Ok(()) };
@@ -43,22 +53,34 @@ pub(super) async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> anyhow::Re
             Ok(outcome) => outcome,
             Err(()) => return Ok(()),
         };
-        let (error, code, (of, body)) = match outcome {
+        let (error, code, answer) = match outcome {
             Ok(answer) => (String::new(), 0, answer),
             Err(error) => {
-                let body = (&RESULT, Value::Struct(Vec::new()));
-                (error.to_string(), error.code, body)
+                let answer = Answer::new(&RESULT, Value::Struct(Vec::new()));
+                (error.to_string(), error.code, answer)
             }
         };
+        gain = answer.gain;
         let head = Value::of([
             ("ServiceMethod", Value::text(&name)),
             ("Seq", Value::Uint(head.number("Seq").unsigned_abs())),
             ("Error", Value::text(&error)),
             ("Code", Value::Uint(code.into())),
         ]);
-        let answer = end.encode((&RESPONSE, &head), (of, &body));
-        send(&stream, &answer).await?;
+        let bytes = end.encode((&RESPONSE, &head), (answer.of, &answer.body));
+        if let Err(e) = send(&stream, &bytes).await {
+            if let Some(gain) = &gain {
+                daemon.take_back(gain).await;
+            }
+            return Err(e);
+        }
     }
+}
+
+/// Whether an error says that the other side has gone without reading what it was sent.
+fn is_reset(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(cause, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
 }
 
 /// Waits for bytes; false where the other side has closed.

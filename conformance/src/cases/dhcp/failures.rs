@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::server::{Daemon, Mood, SOCKET, Server};
@@ -24,6 +26,7 @@ cases! {
         without_a_daemon_status_says_so needs [DHCP, OURS];
         without_a_daemon_del_gives_the_lease_back needs [DHCP, OURS];
         a_silent_server_is_an_error_in_time needs [DHCP, OURS];
+        an_answer_that_nobody_reads_is_no_lease needs [DHCP, OURS];
         del_ends_an_add_that_waits needs [DHCP, OURS];
         who_does_not_speak_the_protocol_is_an_error needs [DHCP, OURS];
         wrong_options_are_refused_by_their_key needs [DHCP, OURS];
@@ -82,6 +85,36 @@ fn a_silent_server_is_an_error_in_time(host: &Sandbox) -> Result<()> {
     holds(answer.took() < Duration::from_secs(6), format!("it took {:?}", answer.took()))?;
     holds(server.heard(1).len() >= 3, "it was not tried again")?;
     before.restored(host, &[&pod])
+}
+
+fn an_answer_that_nobody_reads_is_no_lease(host: &Sandbox) -> Result<()> {
+    let server = Server::start(host, LONG, &[])?;
+    let _daemon = Daemon::start(host, &["-resendmax", "100ms"])?;
+    server.be(Mood::Silent);
+    let pod = host.pod("pod1")?;
+    host.ip_set("link add port0 type veth peer name eth0 netns pod1")?;
+    host.ip_set("link set port0 master cni0 up")?;
+    let config = json!({"cniVersion": "1.0.0", "name": "net", "type": "macvlan", "ipam": {"type": "dhcp"}});
+    let call = crate::call::Call::new("dhcp").id("pod1").ifname("eth0").netns(&pod).config(config);
+    let waiting = call.add().start(host)?;
+    soon(|| holds(!server.heard(1).is_empty(), "it has not begun"))?;
+    let pid = Pid::from_raw(waiting.pid() as i32);
+    kill(pid, Signal::SIGSTOP)?;
+    server.be(Mood::Kind);
+    soon(|| holds(leases_of("pod1") == 1, "there is no lease"))?;
+    kill(pid, Signal::SIGKILL)?;
+    drop(waiting.answer(host)?);
+    soon(|| equal("leases", leases_of("pod1"), 0))?;
+    soon(|| equal("releases", server.heard(7).len(), 1))
+}
+
+/// How many files the daemon has that name a container.
+fn leases_of(id: &str) -> usize {
+    let files = |directory: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let leases = files(Path::new("/run/bridgehead/dhcp")).into_iter().flat_map(|of_socket| files(&of_socket));
+    leases.filter(|file| std::fs::read_to_string(file).is_ok_and(|text| text.contains(id))).count()
 }
 
 fn del_ends_an_add_that_waits(host: &Sandbox) -> Result<()> {
