@@ -230,6 +230,12 @@ interop: ## root: containerd, podman and others with the plugins, each on a node
 	interop/run --plugins '$(STAGE)' --roots '$(CARGO_TARGET_DIR)/interop' \
 	    $(if $(ONLY),--only '$(ONLY)') $(if $(COMPARE),--compare)
 
+.PHONY: interop-root
+interop-root: # what the quickest suites of interop need: fails where Debian's archive cannot be reached
+	$(need_root)
+	$(call install_packages,$(INTEROP_NEEDS),Fetching Debian releases with container runtimes)
+	@interop/root forky '$(CARGO_TARGET_DIR)/interop/forky'
+
 .PHONY: lint
 lint: ## formatting, clippy, documentation, shell scripts: no warning passes
 	$(call install_packages,$(FUZZ_NEEDS),Building the fuzz targets)
