@@ -1,9 +1,8 @@
 //! The daemon: answers to calls, each connection and each lease a task of one thread.
 
 mod connection;
+mod places;
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::future::{Future, poll_fn};
 use std::path::{Path, PathBuf};
@@ -18,8 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
-use tokio::sync::{Mutex, Notify};
-use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep;
 
 use super::conf::DhcpConf;
@@ -35,6 +33,8 @@ use crate::net::Netns;
 use crate::spec::digest::sha512_hex;
 use crate::spec::{Attachment, CniError, CniResult, Code, NetConf};
 use connection::serve;
+pub use places::Held;
+use places::Places;
 
 /// How long a caller may take to say what it wants, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,33 +48,7 @@ pub struct Daemon {
     flags: Flags,
     home: Netns,
     store: Store,
-    held: RefCell<BTreeMap<Attachment, Rc<Held>>>,
-}
-
-/// The lease of an attachment, or the place for it.
-#[derive(Debug, Default)]
-pub struct Held {
-    record: RefCell<Option<Record>>,
-    keeper: RefCell<Option<JoinHandle<()>>>,
-    /// Held by the call that gets it or gives it back.
-    turn: Mutex<()>,
-    /// Tells a call that gets it that it is not wanted any more.
-    unwanted: Notify,
-    /// How many calls have got it.
-    times_got: Cell<u64>,
-}
-
-impl Held {
-    /// The lease, if there is one.
-    pub fn record(&self) -> Option<Record> {
-        self.record.borrow().clone()
-    }
-
-    fn stop(&self) {
-        if let Some(keeper) = self.keeper.take() {
-            keeper.abort();
-        }
-    }
+    places: Places,
 }
 
 /// Runs the daemon with the arguments after `daemon`, until it is told to end. What it knows is kept below `state`.
@@ -126,7 +100,7 @@ fn start(flags: Flags, state: &Path) -> anyhow::Result<()> {
         None => None,
     };
     let store = Store::new(&flags.on_host(state), &flags.socket);
-    let daemon = Rc::new(Daemon { flags, home: Netns::own()?, store, held: RefCell::default() });
+    let daemon = Rc::new(Daemon { flags, home: Netns::own()?, store, places: Places::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         daemon.resume()?;
@@ -252,14 +226,14 @@ impl Daemon {
         if let Err(e) = self.store.remove(&record.attachment) {
             log::error!("{}: {e}", record.attachment);
         }
-        self.held.borrow_mut().remove(&record.attachment);
+        self.places.remove(&record.attachment);
     }
 
     /// Goes on with the leases that another daemon has left.
     fn resume(self: &Rc<Self>) -> Result<(), CniError> {
         for record in self.store.all()? {
             log::info!("{}: {} is kept on", record.attachment, record.lease.address);
-            let held = self.place(&record.attachment);
+            let held = self.places.place(&record.attachment);
             let is_lost = record.lost.is_some();
             held.record.replace(Some(record));
             if !is_lost {
@@ -267,10 +241,6 @@ impl Daemon {
             }
         }
         Ok(())
-    }
-
-    fn place(&self, attachment: &Attachment) -> Rc<Held> {
-        Rc::clone(self.held.borrow_mut().entry(attachment.clone()).or_default())
     }
 
     fn keep(self: &Rc<Self>, held: &Rc<Held>) {
@@ -290,32 +260,23 @@ impl Daemon {
 
     async fn allocate(self: &Rc<Self>, call: Call) -> Outcome {
         let conf = DhcpConf::parse(&call.config, &call.args)?;
-        let held = self.place(&call.attachment);
-        let acquired = {
-            let _turn = held.turn.lock().await;
-            let acquiring = self.acquire(&call, &conf, &held);
-            match first(acquiring, held.unwanted.notified()).await {
-                Ok(outcome) => outcome,
+        let get = async |held: &Rc<Held>| {
+            let acquiring = self.acquire(&call, &conf, held);
+            let (result, is_new) = match first(acquiring, held.unwanted.notified()).await {
+                Ok(acquired) => acquired?,
                 Err(()) => {
-                    Err(CniError::new(Code::TryAgainLater, "DEL was called before a server had answered"))
+                    let msg = "DEL was called before a server had answered";
+                    return Err(CniError::new(Code::TryAgainLater, msg));
                 }
-            }
+            };
+            let times_got = held.times_got.get() + 1;
+            held.times_got.set(times_got);
+            let gain = is_new.then(|| Gain { attachment: call.attachment.clone(), times_got });
+            Ok(Answer { gain, ..Answer::new(&RESULT, encode(&result)) })
         };
-        self.tidy(&call.attachment);
-        let (result, is_new) = acquired?;
-        let times_got = held.times_got.get() + 1;
-        held.times_got.set(times_got);
-        let gain = is_new.then_some(Gain { attachment: call.attachment, times_got });
-        Ok(Answer { gain, ..Answer::new(&RESULT, encode(&result)) })
-    }
-
-    /// Forgets a place that has no lease and that nobody looks at.
-    fn tidy(&self, attachment: &Attachment) {
-        let mut all = self.held.borrow_mut();
-        let is_idle = |held: &Rc<Held>| held.record.borrow().is_none() && Rc::strong_count(held) <= 2;
-        if all.get(attachment).is_some_and(is_idle) {
-            all.remove(attachment);
-        }
+        let outcome = self.places.in_turn(&call.attachment, get).await;
+        self.places.tidy(&call.attachment);
+        outcome
     }
 
     /// The result, and whether the lease is new.
@@ -381,13 +342,13 @@ impl Daemon {
     }
 
     async fn give_back(&self, attachment: &Attachment) -> Outcome {
-        let held = self.held.borrow().get(attachment).cloned();
+        let held = self.places.find(attachment);
         if let Some(held) = held {
             held.unwanted.notify_waiters();
             let _turn = held.turn.lock().await;
             self.end(attachment, &held);
         }
-        self.tidy(attachment);
+        self.places.tidy(attachment);
         Ok(Answer::new(&RESULT, Value::Struct(Vec::new())))
     }
 
@@ -395,14 +356,14 @@ impl Daemon {
     /// got it since, it is his.
     async fn take_back(&self, gain: &Gain) {
         let attachment = &gain.attachment;
-        let held = self.held.borrow().get(attachment).cloned();
+        let held = self.places.find(attachment);
         if let Some(held) = held {
             let _turn = held.turn.lock().await;
             if held.times_got.get() == gain.times_got {
                 self.end(attachment, &held);
             }
         }
-        self.tidy(attachment);
+        self.places.tidy(attachment);
     }
 
     /// Ends a lease, if there is one.
@@ -421,7 +382,7 @@ impl Daemon {
     fn look(&self, call: &Call) -> Outcome {
         let conf = DhcpConf::parse(&call.config, &call.args)?;
         let missing = |why: String| CniError::new(Code::Drift, why);
-        let held = self.held.borrow().get(&call.attachment).and_then(|held| held.record());
+        let held = self.places.find(&call.attachment).and_then(|held| held.record());
         let record = held.ok_or_else(|| missing("the DHCP daemon has no lease of it".to_owned()))?;
         if let Some(why) = &record.lost {
             return Err(missing(format!("the DHCP lease of {} is lost: {why}", record.lease.address)));
@@ -430,10 +391,7 @@ impl Daemon {
     }
 
     fn list(&self, network: &str) -> Outcome {
-        let all = self.held.borrow();
-        let of_network =
-            all.iter().filter(|(it, held)| it.network == network && held.record.borrow().is_some());
-        let list = of_network.map(|(it, _)| {
+        let list = self.places.of_network(network).into_iter().map(|it| {
             Value::of([("ContainerID", Value::text(&it.container_id)), ("IfName", Value::text(&it.ifname))])
         });
         Ok(Answer::new(&ATTACHMENTS, Value::of([("All", Value::List(list.collect()))])))
