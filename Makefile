@@ -148,7 +148,7 @@ demo: ## root: two pods on one host, shown step by step; nothing of this machine
 	@demo/run.sh --plugins '$(STAGE)' $(if $(NETWORK),--network '$(NETWORK)')
 
 .PHONY: packages
-packages: ## root: install the Debian packages that test, bench and demo use, if they are missing
+packages: ## root: install the Debian packages that tests, benchmark and demo use, if they are missing
 	$(call install_packages,$(BUILD_NEEDS) $(TEST_NEEDS),Testing)
 
 .PHONY: test
@@ -177,7 +177,7 @@ bench: ## root: time the plugins against REFERENCE; PODS=40 ROUNDS=2 ONLY=TEXT J
 	    --pods $(PODS) --rounds $(ROUNDS) $(if $(ONLY),--only '$(ONLY)') $(if $(JSON),--json '$(JSON)')
 
 .PHONY: faults
-faults: ## root: faults and kills at every system call of ADD and DEL, and what is left then; only ONLY=TEXT; COMPARE=yes: of REFERENCE too
+faults: ## root: faults and kills at every system call of ADD, DEL, GC and restore, and what is left then; only ONLY=TEXT; COMPARE=yes: of REFERENCE too
 	$(need_root)
 	@$(MAKE) --no-print-directory packages stage
 	cargo run --quiet --release --locked --target $(RUST_TARGET) -p conformance --bin faults -- \
@@ -207,7 +207,7 @@ fuzz: ## fuzz what is read from callers, files and the kernel; SECONDS=60 in all
 .PHONY: reference
 reference: ## fetch Debian's newest reference plugins into target/, to compare with; nothing is installed
 	@site=$$(apt-get indextargets --format '$$(SITE)' 'Created-By: Packages' 'Label: Debian' | head -n 1); \
-	site=$${site:-http://deb.debian.org/debian}; \
+	if [ -z "$$site" ]; then echo "apt knows no archive of Debian; apt-get update may help" >&2; exit 1; fi; \
 	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
 	mkdir -p "$$work/lists/partial" "$$work/cache/archives/partial"; \
 	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$site sid main" >"$$work/sources.list"; \
