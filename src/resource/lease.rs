@@ -319,7 +319,7 @@ fn is_this_file(program: &Path) -> bool {
     let Ok(found) = stat(program) else { return false };
     let is_found =
         |own: &CStr| stat(own).is_ok_and(|own| (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino));
-    // The path by which it was started tells at once; where it is another file by now, /proc has the last word.
+    // The path by which it was started tells at once; where a later version is there by now, that is this program too.
     called_as().is_some_and(is_found) || is_found(c"/proc/self/exe")
 }
 
