@@ -1,7 +1,7 @@
 //! One call of a plugin: environment and configuration in, result or error object out.
 
 use std::cell::Cell;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -36,7 +36,8 @@ pub fn run(plugin: &PluginType) -> ExitCode {
     let environment = Environment::read(|name| std::env::var(name).ok());
     if environment.command.is_empty() {
         // Parsed by Nomad and nerdctl, who execute plugins without any variable to learn their version.
-        eprintln!("{}", banner(plugin));
+        // Whoever reads on no further than the first line is no reason to fail.
+        let _ = std::io::stderr().write_all((banner(plugin) + "\n").as_bytes());
         return ExitCode::SUCCESS;
     }
     let mut cni_version = None;

@@ -12,13 +12,9 @@ impl Log for Stderr {
     fn log(&self, record: &Record<'_>) {
         use std::io::Write;
         if self.enabled(record.metadata()) {
-            // Nobody may be reading; that is no reason to fail.
-            let _ = writeln!(
-                std::io::stderr(),
-                "bridgehead: {}: {}",
-                record.level().as_str().to_lowercase(),
-                record.args()
-            );
+            let line = format!("bridgehead: {}: {}\n", record.level().as_str().to_lowercase(), record.args());
+            // Nobody may be reading; that is no reason to fail. At once, since others write there too.
+            let _ = std::io::stderr().write_all(line.as_bytes());
         }
     }
 

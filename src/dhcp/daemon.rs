@@ -5,6 +5,7 @@ mod places;
 
 use std::ffi::OsString;
 use std::future::{Future, poll_fn};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -56,11 +57,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, state: &Path) -> ExitC
     let flags = match Flags::parse(arguments) {
         Ok(Some(flags)) => flags,
         Ok(None) => {
-            print!("{USAGE}");
+            let _ = std::io::stdout().write_all(USAGE.as_bytes());
             return ExitCode::SUCCESS;
         }
         Err(why) => {
-            eprint!("dhcp daemon: {why}\n{USAGE}");
+            let _ = std::io::stderr().write_all(format!("dhcp daemon: {why}\n{USAGE}").as_bytes());
             return ExitCode::from(2);
         }
     };

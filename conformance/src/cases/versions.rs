@@ -7,6 +7,7 @@ use super::cases;
 use super::environment::any;
 use super::networks::{PLUGINS, VERSIONS, host_local};
 use crate::call::Call;
+use crate::case::Need;
 use crate::expect::{contains, equal, holds, list_at, text_at};
 use crate::sandbox::Sandbox;
 
@@ -20,6 +21,7 @@ cases! {
         version_needs_no_other_variable;
         version_does_not_read_stdin;
         a_bare_call_introduces_the_plugin;
+        a_bare_call_needs_no_reader needs [Need::Plugin("bridgehead")];
         an_answer_that_cannot_be_written_is_a_failure;
     }
 }
@@ -104,6 +106,20 @@ fn version_does_not_read_stdin(host: &Sandbox) -> Result<()> {
         let path = host.plugins().join(plugin);
         host.run(&["sh", "-c", script, &path.to_string_lossy()])
             .with_context(|| format!("{plugin} waits for stdin"))?;
+    }
+    Ok(())
+}
+
+fn a_bare_call_needs_no_reader(host: &Sandbox) -> Result<()> {
+    for plugin in PLUGINS {
+        let program = host.plugins().join(plugin);
+        // The pipe has lost its reader when the plugin begins to write.
+        let script = format!(
+            "mkfifo /run/scratch/{plugin}; cat </run/scratch/{plugin} >/dev/null & exec 3>/run/scratch/{plugin}; \
+             kill $!; wait $! 2>/dev/null; {} 2>&3",
+            program.display()
+        );
+        host.run(&["sh", "-c", &script]).with_context(|| plugin.to_owned())?;
     }
     Ok(())
 }
