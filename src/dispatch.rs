@@ -80,7 +80,10 @@ pub fn attach(
     tell: impl FnOnce(&CniResult) -> anyhow::Result<()>,
 ) -> Result<Option<Pending>, CniError> {
     let mut world = World::new(request, STATE.into());
-    refuse_own_netns(&mut world, &Environment::default())?;
+    if let Some(path) = own_netns(&mut world)? {
+        let msg = format!("network namespace {path} is the one that the plugin itself runs in");
+        return Err(CniError::new(Code::InvalidNetns, msg));
+    }
     let wanted = (plugin.parse)(request)?;
     let records = Records::new(Path::new(STATE), plugin.name);
     plan::add(wanted.as_ref(), &records, &mut world, tell)
@@ -151,7 +154,12 @@ fn serve(
     *cni_version = Some(request.config.version.to_string());
     request.config.check_version(plugin.versions)?;
     let mut world = World::new(&request, STATE.into());
-    refuse_own_netns(&mut world, environment)?;
+    if !environment.allows_own_netns()
+        && let Some(path) = own_netns(&mut world)?
+    {
+        let msg = format!("CNI_NETNS: {path} is the network namespace that the plugin itself runs in");
+        return Err(CniError::new(Code::InvalidNetns, msg).with_details("CNI_NETNS_OVERRIDE=1 allows it"));
+    }
     let verb = Verb { plugin, records: &records, request: &request, is_told };
     let outcome = match command {
         Command::Add => verb.add(&mut world),
@@ -227,21 +235,16 @@ impl Verb<'_> {
     }
 }
 
-/// The error of code 8 for a pod's namespace that is the one this program runs in: the host's, by all appearance,
-/// and no pod's. Found before anything is done.
-fn refuse_own_netns(world: &mut World<'_>, environment: &Environment) -> Result<(), CniError> {
+/// The path of the pod's namespace where that is the one that this program runs in: the host's, by all appearance, and no
+/// pod's. Found before anything is done.
+fn own_netns(world: &mut World<'_>) -> Result<Option<String>, CniError> {
     let failed = |error: anyhow::Error| CniError::from_chain(&error, Code::Kernel);
-    if environment.allows_own_netns() || !world.has_pod().map_err(failed)? {
-        return Ok(());
+    if !world.has_pod().map_err(failed)? {
+        return Ok(None);
     }
     let own = world.home().map_err(|e| failed(e.into()))?.identity();
     let pod = world.pod().map_err(failed)?.netns();
-    if pod.identity() != own {
-        return Ok(());
-    }
-    let path = pod.path().display();
-    let msg = format!("CNI_NETNS: {path} is the network namespace that the plugin itself runs in");
-    Err(CniError::new(Code::InvalidNetns, msg).with_details("CNI_NETNS_OVERRIDE=1 allows it"))
+    Ok((pod.identity() == own).then(|| pod.path().display().to_string()))
 }
 
 /// What the caller has to say. Bounded in size and time: one that never closes the pipe must not keep a plugin alive.

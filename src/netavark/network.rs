@@ -232,6 +232,10 @@ impl Subnet {
                 )));
             }
         }
+        if let Some(gateway) = self.gateway.filter(|gateway| !prefix.has_host(*gateway)) {
+            let msg = format!("subnets[{index}].gateway: {gateway} is no address of a host in {prefix}");
+            return Err(CniError::config(msg));
+        }
         match (range.start_ip, range.end_ip) {
             (Some(start), Some(end)) if start > end => {
                 let msg =

@@ -249,6 +249,9 @@ impl Wish<'_> {
                 let all: Vec<String> = subnets.iter().map(|(prefix, _)| prefix.to_string()).collect();
                 return Err(wrong(format!("is in no subnet of the network, which has {}", all.join(", "))));
             };
+            if !prefix.has_host(address) {
+                return Err(wrong(format!("is no address of a host in {prefix}")));
+            }
             if subnet.gateway == Some(address) {
                 return Err(wrong("is the gateway's".to_owned()));
             }
@@ -305,7 +308,8 @@ fn ranges(subnets: &[(Prefix, Subnet)]) -> Vec<Value> {
         for (key, address) in
             [("gateway", subnet.gateway), ("rangeStart", lease.start_ip), ("rangeEnd", lease.end_ip)]
         {
-            if let Some(address) = address {
+            // podman ends a range that is a whole subnet with the broadcast address.
+            if let Some(address) = address.filter(|address| prefix.has_host(*address)) {
                 range[key] = json!(address);
             }
         }

@@ -58,6 +58,16 @@ impl Prefix {
         self.0.contains(address)
     }
 
+    /// Whether an address of this network is one that a host can have: neither the network's own, which in IPv6 is that of
+    /// its routers (RFC 4291, section 2.6.1), nor, in IPv4, that of broadcasts.
+    pub fn has_host(self, address: IpAddr) -> bool {
+        let broadcast = match self.0 {
+            IpNetwork::V4(network) => Some(IpAddr::V4(network.broadcast())),
+            IpNetwork::V6(_) => None,
+        };
+        self.contains(address) && address != self.0.network() && Some(address) != broadcast
+    }
+
     /// Whether the two networks share an address.
     pub fn overlaps(self, other: Self) -> bool {
         self.contains(other.0.network()) || other.contains(self.0.network())
@@ -154,6 +164,21 @@ mod tests {
             "10.1.0.0/+8",
         ] {
             assert!(bad.parse::<Prefix>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hosts_have_neither_the_first_address_nor_in_ipv4_the_last() {
+        let has_host = |network: &str, address: &str| {
+            network.parse::<Prefix>().unwrap().has_host(address.parse().unwrap())
+        };
+        for (network, hosts, others) in [
+            ("10.1.0.0/24", ["10.1.0.1", "10.1.0.254"], ["10.1.0.0", "10.1.0.255"]),
+            ("10.1.0.7/30", ["10.1.0.5", "10.1.0.6"], ["10.1.0.7", "10.1.0.8"]),
+            ("fd00::/120", ["fd00::1", "fd00::ff"], ["fd00::", "fd00::100"]),
+        ] {
+            assert!(hosts.iter().all(|it| has_host(network, it)), "{network}");
+            assert!(!others.iter().any(|it| has_host(network, it)), "{network}");
         }
     }
 

@@ -68,6 +68,14 @@ fn without_addresses_of_podman_they_come_out_of_the_ranges() {
 }
 
 #[test]
+fn a_range_has_addresses_of_hosts_only() {
+    let range = json!({"start_ip": "10.80.0.0", "end_ip": "10.80.0.255"});
+    let subnets = json!([{"subnet": "10.80.0.0/24", "lease_range": range}]);
+    let config = setup(&[("/network/subnets", subnets), ("/network_options/static_ips", Value::Null)]);
+    assert_eq!(config["ipam"]["ranges"], json!([[{"subnet": "10.80.0.0/24", "gateway": "10.80.0.1"}]]));
+}
+
+#[test]
 fn ports_stand_each_for_itself() {
     let list = json!([{"container_port": 53, "host_ip": "192.0.2.1", "host_port": 5300, "protocol": "tcp,udp", "range": 2}]);
     let config = setup(&[("/port_mappings", list)]);
@@ -192,6 +200,16 @@ fn what_is_wrong_is_named() {
             subnet(json!({"subnet": "10.81.0.0/24"})),
             7,
             "network_options.static_ips[0]: 10.80.0.50 is in no subnet",
+        ),
+        (
+            subnet(json!({"subnet": "10.80.0.0/24", "gateway": "10.80.0.255"})),
+            7,
+            "subnets[0].gateway: 10.80.0.255 is no address of a host",
+        ),
+        (
+            ("/network_options/static_ips", json!(["10.80.0.0"])),
+            7,
+            "network_options.static_ips[0]: 10.80.0.0 is no address of a host",
         ),
         (
             ("/network_options/static_ips", json!(["10.80.0.1"])),
