@@ -303,8 +303,9 @@ impl Decoder {
         let bytes = &mut message;
         let id = int(bytes)?;
         if id < 0 {
+            let id = id.checked_neg().ok_or(Malformed("the number of a type is too low"))?;
             let definition = self.value(16, bytes, 0)?;
-            self.types.insert(-id, known(&definition)?);
+            self.types.insert(id, known(&definition)?);
             return Ok(None);
         }
         // Before what is no struct stands a zero.
@@ -438,6 +439,13 @@ mod tests {
             ("List", Value::List(vec![inner(-129), inner(1 << 40)])),
             ("Last", Value::Int(i64::MIN)),
         ])
+    }
+
+    #[test]
+    fn the_number_of_a_type_can_be_too_low() {
+        // The lowest of all, of which there is no negative.
+        let message = [&[0xf8][..], &[0xff; 8], &[0; 9]].concat();
+        assert!(Decoder::default().decode(&message).is_err());
     }
 
     #[test]
