@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::server::{Daemon, Mood, SOCKET, Server};
 use super::{DHCP, LONG, OURS, network};
+use crate::call::{Call, Started};
 use crate::cases::cases;
 use crate::cases::drafts::{names, occupy};
 use crate::cases::networks::{Attachment, NEWEST, bridge};
@@ -87,17 +88,23 @@ fn a_silent_server_is_an_error_in_time(host: &Sandbox) -> Result<()> {
     before.restored(host, &[&pod])
 }
 
-fn an_answer_that_nobody_reads_is_no_lease(host: &Sandbox) -> Result<()> {
-    let server = Server::start(host, LONG, &[])?;
-    let _daemon = Daemon::start(host, &["-resendmax", "100ms"])?;
+/// An ADD of the plugin alone that waits for the server, which says nothing, and its call.
+fn adding_in_silence(host: &Sandbox, server: &Server) -> Result<(Call, Started)> {
     server.be(Mood::Silent);
     let pod = host.pod("pod1")?;
     host.ip_set("link add port0 type veth peer name eth0 netns pod1")?;
     host.ip_set("link set port0 master cni0 up")?;
     let config = json!({"cniVersion": "1.0.0", "name": "net", "type": "macvlan", "ipam": {"type": "dhcp"}});
-    let call = crate::call::Call::new("dhcp").id("pod1").ifname("eth0").netns(&pod).config(config);
+    let call = Call::new("dhcp").id("pod1").ifname("eth0").netns(&pod).config(config);
     let waiting = call.add().start(host)?;
     soon(|| holds(!server.heard(1).is_empty(), "it has not begun"))?;
+    Ok((call, waiting))
+}
+
+fn an_answer_that_nobody_reads_is_no_lease(host: &Sandbox) -> Result<()> {
+    let server = Server::start(host, LONG, &[])?;
+    let _daemon = Daemon::start(host, &["-resendmax", "100ms"])?;
+    let (_, waiting) = adding_in_silence(host, &server)?;
     let pid = Pid::from_raw(waiting.pid() as i32);
     kill(pid, Signal::SIGSTOP)?;
     server.be(Mood::Kind);
@@ -120,14 +127,7 @@ fn leases_of(id: &str) -> usize {
 fn del_ends_an_add_that_waits(host: &Sandbox) -> Result<()> {
     let server = Server::start(host, LONG, &[])?;
     let _daemon = Daemon::start(host, &["-resendmax", "300ms"])?;
-    server.be(Mood::Silent);
-    let pod = host.pod("pod1")?;
-    host.ip_set("link add port0 type veth peer name eth0 netns pod1")?;
-    host.ip_set("link set port0 master cni0 up")?;
-    let config = json!({"cniVersion": "1.0.0", "name": "net", "type": "macvlan", "ipam": {"type": "dhcp"}});
-    let call = crate::call::Call::new("dhcp").id("pod1").ifname("eth0").netns(&pod).config(config);
-    let waiting = call.add().start(host)?;
-    soon(|| holds(!server.heard(1).is_empty(), "it has not begun"))?;
+    let (call, waiting) = adding_in_silence(host, &server)?;
     // One of another plugin: ours of the same attachment wait for each other.
     call.from(crate::sandbox::REFERENCE).del().run(host)?.silence()?;
     let answer = waiting.answer(host)?;
