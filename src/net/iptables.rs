@@ -15,7 +15,7 @@ use super::nft::{Family, Table};
 pub use commands::Commands;
 use commands::find;
 pub use filter::Filter;
-pub use native::{comment_of, link_name};
+pub use native::{comment_of, link_name, native_destination, native_ports};
 pub use rule::{AddressMatch, LinkMatch, Match, Rule, Target, Transport};
 
 /// A protocol, each with its own command and tables.

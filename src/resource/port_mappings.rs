@@ -4,6 +4,7 @@ mod claims;
 mod foreign;
 mod iptables;
 mod nftables;
+mod unclaimed;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,6 +22,7 @@ use crate::spec::{Attachment, CniError, Prefix};
 pub use claims::Taken;
 use claims::{Claim, Claims};
 pub use foreign::ForeignPortMappings;
+use unclaimed::{Strangers, Tally};
 
 /// How many UDP ports a call waits for while the kernel forgets their flows: it goes through its whole table for each.
 const PORTS_TO_WAIT_FOR: usize = 8;
@@ -134,11 +136,34 @@ impl PortMappings {
     /// of iptables, with the object's name.
     pub fn ensure(&self, world: &mut World) -> Result<Ensured> {
         let owner = &self.attachment;
-        let claimed = Claims::lock(world)?.claim(owner, &self.claims())?;
+        let claims = Claims::lock(world)?;
+        let claiming = claims.plan(owner, &self.claims())?;
         let nft = world.nft()?;
+        let mut is_known = claims.are_all(Tally::take(nft)?);
+        if !claiming.fresh.is_empty() {
+            let mut strangers = Strangers::default();
+            if !is_known {
+                strangers.look_into_entries(nft, owner, &claiming.fresh, &claims)?;
+            }
+            strangers.look_elsewhere(nft, owner, &claiming.fresh, &claims)?;
+            if !strangers.found.is_empty() {
+                return Err(claims::refusal_for(&strangers.found).into());
+            }
+            is_known |= !strangers.are_any;
+        }
+        let claimed = claims.carry_out(&claiming)?;
         let made = match self.backend {
-            Backend::Iptables => iptables::ensure(nft, self)?,
-            Backend::Nftables => nftables::ensure(nft, self, claimed)?,
+            Backend::Iptables => {
+                let made = iptables::ensure(nft, self)?;
+                if is_known {
+                    claims.set_tally(Tally::take(nft)?);
+                }
+                made
+            }
+            Backend::Nftables => {
+                drop(claims);
+                nftables::ensure(nft, self, claimed)?
+            }
         };
         if made == Ensured::Created {
             // After the rules: until then, packets would be remembered as they go without.
@@ -184,13 +209,25 @@ impl PortMappings {
     ///
     /// As for [`ensure`](Self::ensure); what is not there is no error.
     pub fn remove(&self, world: &mut World) -> Result<()> {
-        let nft = world.nft()?;
-        match self.backend {
-            Backend::Iptables => iptables::remove(nft, &self.attachment, Some(self))?,
-            Backend::Nftables => nftables::remove(nft, self)?,
-        }
         // Nobody can have a port before its rules are gone.
-        Claims::lock(world)?.release(&self.attachment, &self.claims())?;
+        let claims = match self.backend {
+            Backend::Iptables => {
+                let claims = Claims::lock(world)?;
+                let nft = world.nft()?;
+                let is_known = claims.are_all(Tally::take(nft)?);
+                iptables::remove(nft, &self.attachment, Some(self))?;
+                if is_known {
+                    claims.set_tally(Tally::take(nft)?);
+                }
+                claims
+            }
+            Backend::Nftables => {
+                nftables::remove(world.nft()?, self)?;
+                Claims::lock(world)?
+            }
+        };
+        claims.release(&self.attachment, &self.claims())?;
+        drop(claims);
         self.forget_flows(world);
         Ok(())
     }

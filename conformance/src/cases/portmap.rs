@@ -72,6 +72,8 @@ cases! {
         another_network_of_the_container_may_have_it_too needs [TOOL, Need::Nftables];
         a_dead_owner_loses_its_port needs [TOOL, Need::Nftables];
         a_damaged_claim_is_no_obstacle needs [TOOL];
+        a_port_of_a_pod_of_the_reference_is_refused needs [TOOL, REFERENCE_PORTMAP, Need::Nftables, Need::Iptables, Need::Ipv6];
+        claims_are_told_from_rules_of_others needs [TOOL, REFERENCE_PORTMAP, Need::Nftables, Need::Iptables];
     }
     "portmap/check" {
         each_loss_is_found_in_iptables needs [TOOL, Need::Iptables];

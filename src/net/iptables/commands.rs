@@ -164,7 +164,7 @@ fn script(table: TableName, changes: &[Change]) -> String {
 }
 
 /// The words of a rule's line, without the quotes and backslashes around some.
-fn words(line: &str) -> Vec<String> {
+pub fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut is_quoted, mut is_begun) = (Vec::new(), String::new(), false, false);
     let mut letters = line.chars();
     while let Some(letter) = letters.next() {

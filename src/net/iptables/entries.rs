@@ -1,5 +1,5 @@
-//! The bytes of a legacy table, as the kernel gives them out. All that is read from them is whether a chain is there:
-//! a question that the command answers only by being executed.
+//! The bytes of a legacy table, as the kernel gives them out. All that is read from them is whether a chain is there,
+//! and which ports are named: questions that the command answers only by being executed.
 
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,6 +9,7 @@ use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::Protocol;
+use super::native::ports_in;
 use crate::net::{Error, Result};
 
 /// `IPT_SO_GET_INFO`, `IPT_SO_GET_ENTRIES` (linux/netfilter_ipv4/ip_tables.h; the same for IPv6).
@@ -34,9 +35,22 @@ struct GetInfo {
 /// bytes.
 const ENTRIES_OFFSET: usize = 40;
 
+/// How many bytes the name and the revision of a match take.
+const MATCH_NAME: usize = 30;
+
 /// Whether the `nat` table of a protocol has a chain. The table must be in use in this namespace: asking for it
 /// would make it.
 pub(super) fn nat_has_chain(protocol: Protocol, chain: &str) -> Result<bool> {
+    Ok(has_chain(&nat_table(protocol)?, chain))
+}
+
+/// Whether the `nat` table of a protocol has a chain, and a list of ports with one of these.
+pub(super) fn nat_may_name(protocol: Protocol, chain: &str, ports: &[u16]) -> Result<bool> {
+    let entries = nat_table(protocol)?;
+    Ok(has_chain(&entries, chain) && names_port(&entries, ports))
+}
+
+fn nat_table(protocol: Protocol) -> Result<Vec<u8>> {
     let failed = |e: Errno| Error::new(format!("read the legacy nat table of {}", protocol.command()), e);
     let (family, level) = match protocol {
         Protocol::Ipv4 => (AddressFamily::Inet, libc::IPPROTO_IP),
@@ -52,7 +66,7 @@ pub(super) fn nat_has_chain(protocol: Protocol, chain: &str) -> Result<bool> {
         entries[..3].copy_from_slice(b"nat");
         entries[32..36].copy_from_slice(&info.size.to_ne_bytes());
         match get(&socket, level, GET_ENTRIES, &mut entries) {
-            Ok(()) => return Ok(has_chain(&entries, chain)),
+            Ok(()) => return Ok(entries),
             // The size is not the table's any more.
             Err(Errno::EAGAIN) => {}
             Err(e) => return Err(failed(e)),
@@ -66,6 +80,15 @@ pub(super) fn nat_has_chain(protocol: Protocol, chain: &str) -> Result<bool> {
 fn has_chain(entries: &[u8], chain: &str) -> bool {
     let name = [b"\0", chain.as_bytes(), b"\0"].concat();
     entries.windows(name.len()).any(|window| window == name)
+}
+
+/// A list of ports is a match with that name, which fills [`MATCH_NAME`] bytes with its revision behind it, and then
+/// struct xt_multiport_v1 (struct xt_entry_match of linux/netfilter/x_tables.h).
+fn names_port(entries: &[u8], ports: &[u16]) -> bool {
+    const NAME: &[u8] = b"multiport\0";
+    let begins = entries.windows(NAME.len()).enumerate().filter(|(_, window)| *window == NAME);
+    let mut lists = begins.filter_map(|(at, _)| ports_in(entries.get(at + MATCH_NAME..)?));
+    lists.any(|list| list.iter().any(|port| ports.contains(port)))
 }
 
 fn bytes_of(info: &mut GetInfo) -> &mut [u8] {

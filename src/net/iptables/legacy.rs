@@ -29,6 +29,12 @@ pub fn nat_has_chain(protocol: Protocol, chain: &str) -> Result<bool> {
     if has_nat(protocol) { entries::nat_has_chain(protocol, chain) } else { Ok(false) }
 }
 
+/// Whether the legacy `nat` table of a protocol has a chain, and may have a rule that lists one of some ports
+/// (`-m multiport --dports`); nothing is executed.
+pub fn nat_may_name(protocol: Protocol, chain: &str, ports: &[u16]) -> Result<bool> {
+    if has_nat(protocol) { entries::nat_may_name(protocol, chain, ports) } else { Ok(false) }
+}
+
 /// Whether the kernel has legacy tables of a protocol, in use or not.
 pub fn is_supported(protocol: Protocol) -> bool {
     table_names(protocol).is_some() || module_is_there(protocol)

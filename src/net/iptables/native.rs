@@ -24,7 +24,7 @@ use super::rule::{
     AddressMatch, COMMENT_MAX, LinkMatch, Match, Membership, PORTS_MAX, Rule, Target, Transport, cut,
 };
 use crate::net::nft::expr::{self, MetaKey, Operator, Register, Side};
-use crate::net::nft::{self, Expr, Verdict};
+use crate::net::nft::{self, Destination, Expr, Verdict};
 
 /// Attributes of `match` and `target` alike (linux/netfilter/nf_tables_compat.h).
 const NAME: u16 = 1;
@@ -165,15 +165,46 @@ impl Rule {
 
 /// The comment that the command shows for a rule of nf_tables.
 pub fn comment_of(rule: &nft::Rule) -> Option<String> {
+    let mut text = match_of(rule, "comment")?;
+    text.truncate(text.iter().position(|&byte| byte == 0).unwrap_or(text.len()));
+    String::from_utf8(text).ok()
+}
+
+/// The ports of `-m multiport --dports` in a rule of nf_tables; ranges are none.
+pub fn native_ports(rule: &nft::Rule) -> Option<Vec<u16>> {
+    ports_in(&match_of(rule, "multiport")?)
+}
+
+/// The ports in a struct xt_multiport_v1 that lists destinations.
+pub(super) fn ports_in(info: &[u8]) -> Option<Vec<u16>> {
+    let (&[kind, count], ports) = info.split_first_chunk::<2>()?;
+    let ports = ports.as_chunks::<2>().0.iter().map(|bytes| u16::from_ne_bytes(*bytes));
+    (kind == MULTIPORT_DESTINATION).then(|| ports.take(usize::from(count).min(PORTS_MAX)).collect())
+}
+
+/// What a rule of nf_tables wants a packet's destination to be, also where the command has written it as a match.
+pub fn native_destination(rule: &nft::Rule) -> Destination {
+    let mut destination = rule.destination();
+    // Structs xt_tcp and xt_udp have the ports of the source first, struct xt_sctp_info has them behind.
+    for (name, at) in [("sctp", 0), ("tcp", 4), ("udp", 4)] {
+        if destination.port.is_none()
+            && let Some(info) = match_of(rule, name)
+            && let Some(&[first, second, ..]) = info.get(at..)
+        {
+            destination.port = Some(u16::from_ne_bytes([first, second]));
+        }
+    }
+    destination
+}
+
+/// What a match of xtables is told, if a rule has it.
+fn match_of(rule: &nft::Rule, name: &str) -> Option<Vec<u8>> {
     rule.expressions().find_map(|expression| {
         let Expressions::Other { expression_type, attributes } = expression else { return None };
         let value = |kind: u16| attributes.iter().find(|it| it.kind() == kind).map(value_of);
-        if expression_type != "match" || value(NAME)? != b"comment\0" {
-            return None;
-        }
-        let mut text = value(INFO)?;
-        text.truncate(text.iter().position(|&byte| byte == 0).unwrap_or(text.len()));
-        String::from_utf8(text).ok()
+        let found = value(NAME)?;
+        let is_it = expression_type == "match" && found.strip_suffix(&[0]) == Some(name.as_bytes());
+        if is_it { value(INFO) } else { None }
     })
 }
 

@@ -88,6 +88,11 @@ impl Transport {
         }
     }
 
+    /// The one that has a [number](Self::number).
+    pub fn of_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|transport| transport.number() == number)
+    }
+
     /// Its number in a packet (`IPPROTO_*`, linux/in.h).
     pub fn number(self) -> u8 {
         match self {

@@ -10,6 +10,7 @@
 
 pub mod chain;
 pub mod command;
+pub mod destination;
 pub mod expr;
 pub mod rule;
 pub mod set;
@@ -31,6 +32,7 @@ use nix::errno::Errno;
 use super::netlink::{Answer, Message, Socket};
 use super::{Error, Result, child};
 pub use chain::{Base, Chain, ChainState, Forwarding, Hook, Kind};
+pub use destination::Destination;
 pub use expr::Expr;
 pub use rule::Rule;
 pub use set::{Carries, Element, KeyType, Set};

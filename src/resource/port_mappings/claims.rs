@@ -5,19 +5,22 @@
 //! kernel's rules, on a tmpfs. A file that cannot be understood counts as empty: it costs a port its protection, and
 //! nobody his attachment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::super::{Ensured, FileLock, Finding, World};
+use super::iptables::entry::Entry;
+use super::unclaimed::{Stranger, Tally};
 use crate::net::iptables::Transport;
 use crate::private_file::{self, DRAFT, draft_of, remove_whatever};
 use crate::spec::{Attachment, CniError, Code};
@@ -28,6 +31,9 @@ const LOCK: &str = "lock";
 
 /// Ports of one file.
 const PORTS: u16 = 64;
+
+/// For how long the number of entries of iptables tells that they are the same, while pods come and go.
+const TALLY_HOLDS: Duration = Duration::from_secs(5);
 
 /// Most bytes that are read of a file. Those of real hosts have a few thousand.
 const MAX_BYTES: u64 = 1 << 20;
@@ -42,7 +48,7 @@ pub(super) struct Claim {
 
 impl Claim {
     /// Whether two owners cannot have both.
-    fn excludes(&self, other: &Self) -> bool {
+    pub(super) fn excludes(&self, other: &Self) -> bool {
         let shares_addresses = self.address == other.address
             || self.address.is_ipv4() == other.address.is_ipv4()
                 && (self.address.is_unspecified() || other.address.is_unspecified());
@@ -50,8 +56,12 @@ impl Claim {
     }
 
     fn file_name(&self) -> String {
-        format!("{}-{}", self.protocol.name(), self.port / PORTS)
+        file_name(self.protocol, self.port)
     }
+}
+
+fn file_name(protocol: Transport, port: u16) -> String {
+    format!("{}-{}", protocol.name(), port / PORTS)
 }
 
 impl fmt::Display for Claim {
@@ -92,7 +102,15 @@ impl std::error::Error for Taken {}
 #[derive(Debug)]
 pub(super) struct Claims {
     directory: PathBuf,
-    _lock: FileLock,
+    lock: FileLock,
+}
+
+/// What is to be done for an owner to have ports.
+#[derive(Debug)]
+pub(super) struct Claiming {
+    files: Vec<(String, Vec<Share>)>,
+    /// Those that it did not have.
+    pub(super) fresh: Vec<Claim>,
 }
 
 /// Whether anybody has claimed anything. What cannot be read may have claims.
@@ -111,7 +129,7 @@ impl Claims {
         let path = directory.join(LOCK);
         let file = open_lock(&directory, &path).map_err(|e| state_error("open", &path, &e))?;
         let lock = FileLock::take(file, &path, patience(world))?;
-        Ok(Self { directory, _lock: lock })
+        Ok(Self { directory, lock })
     }
 
     /// The same where there may be something to lock; `None` where nobody has ever claimed anything.
@@ -119,11 +137,11 @@ impl Claims {
         if are_there_any(world) { Self::lock(world).map(Some) } else { Ok(None) }
     }
 
-    /// Claims ports for an owner, all or none. Created if there was one that it did not have.
+    /// What is to be written for an owner to have ports, all of them.
     ///
     /// Errors: code 102 naming the owners of ports that others have, with [`Taken`] beneath it.
-    pub(super) fn claim(&self, owner: &Attachment, wanted: &[Claim]) -> Result<Ensured> {
-        let mut changed = Vec::new();
+    pub(super) fn plan(&self, owner: &Attachment, wanted: &[Claim]) -> Result<Claiming> {
+        let mut claiming = Claiming { files: Vec::new(), fresh: Vec::new() };
         let mut taken = Vec::new();
         for (name, wanted) in by_file(wanted) {
             let mut shares = self.read(&name);
@@ -138,22 +156,64 @@ impl Claims {
                 Some(position) => shares.swap_remove(position),
                 None => Share { owner: owner.clone(), claims: Vec::new() },
             };
-            let before = own.claims.len();
-            own.claims.extend(wanted);
-            own.claims.sort_unstable();
-            own.claims.dedup();
-            if own.claims.len() != before {
+            let mut fresh: Vec<Claim> =
+                wanted.into_iter().filter(|claim| !own.claims.contains(claim)).collect();
+            fresh.dedup();
+            if !fresh.is_empty() {
+                own.claims.extend(&fresh);
+                own.claims.sort_unstable();
                 shares.push(own);
-                changed.push((name, shares));
+                claiming.files.push((name, shares));
+                claiming.fresh.append(&mut fresh);
             }
         }
-        if !taken.is_empty() {
-            return Err(refusal(&taken));
-        }
-        for (name, shares) in &changed {
+        if taken.is_empty() { Ok(claiming) } else { Err(refusal(&taken)) }
+    }
+
+    /// Does what was [planned](Self::plan). Created if there was any port that the owner did not have.
+    pub(super) fn carry_out(&self, claiming: &Claiming) -> Result<Ensured> {
+        for (name, shares) in &claiming.files {
             self.write(name, shares)?;
         }
-        Ok(if changed.is_empty() { Ensured::Present } else { Ensured::Created })
+        Ok(if claiming.files.is_empty() { Ensured::Present } else { Ensured::Created })
+    }
+
+    /// Those entries of iptables that are of no container that has claimed any of their ports.
+    pub(super) fn without_claim(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+        let mut files: BTreeMap<String, Vec<Share>> = BTreeMap::new();
+        entries.retain(|entry| {
+            let is_claimed = entry.ports.iter().any(|&port| {
+                let name = file_name(entry.transport, port);
+                let shares = files.entry(name).or_insert_with_key(|name| self.read(name));
+                shares.iter().any(|share| {
+                    let has = |claim: &Claim| (claim.protocol, claim.port) == (entry.transport, port);
+                    share.claims.iter().any(has) && entry.is_of_container(&share.owner)
+                })
+            });
+            !is_claimed
+        });
+        entries
+    }
+
+    /// Whether there are no entries of iptables but of pods with claims: the chain is used as much as after our last
+    /// change, which was just now. Later, somebody may have exchanged one for another.
+    pub(super) fn are_all(&self, now: Tally) -> bool {
+        let known = || -> io::Result<bool> {
+            let file = self.lock.file();
+            let mut bytes = [[0; 4]; 2];
+            file.read_exact_at(bytes.as_flattened_mut(), 0)?;
+            let age = file.metadata()?.modified()?.elapsed().unwrap_or(Duration::MAX);
+            Ok(Tally(bytes.map(u32::from_ne_bytes)) == now && age < TALLY_HOLDS)
+        };
+        now == Tally::default() || known().unwrap_or(false)
+    }
+
+    /// Remembers how much it is used after a change. What cannot be written costs a look into the chain.
+    pub(super) fn set_tally(&self, Tally(uses): Tally) {
+        let bytes = uses.map(u32::to_ne_bytes);
+        if let Err(e) = self.lock.file().write_all_at(bytes.as_flattened(), 0) {
+            log::debug!("{}: {e}", self.directory.join(LOCK).display());
+        }
     }
 
     /// Who else has some of these claims, or ones that stand against them: interfaces of the same container.
@@ -282,13 +342,13 @@ impl Claims {
 }
 
 /// How long to wait for the lock; DEL has to work with any configuration.
-fn patience(world: &World<'_>) -> std::time::Duration {
+fn patience(world: &World<'_>) -> Duration {
     world.request.config.lock_timeout().unwrap_or(crate::spec::config::LOCK_TIMEOUT)
 }
 
 fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     match options.open(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -327,6 +387,18 @@ fn refusal(taken: &[(Claim, Attachment)]) -> anyhow::Error {
             .with_details(sentences.join("; ")),
     };
     anyhow::Error::new(Taken { owners }).context(error)
+}
+
+/// The error where others have ports without a claim.
+pub(super) fn refusal_for(strangers: &[Stranger]) -> CniError {
+    let sentences: Vec<String> =
+        strangers.iter().map(|Stranger { claim, holder }| format!("{claim} is taken by {holder}")).collect();
+    let first = sentences.first().cloned().unwrap_or_default();
+    let msg = format!("runtimeConfig.portMappings: {first}, whose rules another program has made");
+    match sentences.len() {
+        0 | 1 => CniError::new(Code::Conflict, msg),
+        _ => CniError::new(Code::Conflict, msg).with_details(sentences.join("; ")),
+    }
 }
 
 fn state_error(deed: &str, path: &Path, error: &io::Error) -> CniError {

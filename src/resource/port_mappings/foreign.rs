@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use super::super::World;
 use super::super::owner::Owner;
 use super::claims::Claims;
+use super::unclaimed::Translation;
 use super::{iptables, nftables};
+use crate::net;
+use crate::net::iptables::Protocol;
 use crate::net::nft::{Chain, Family, Nft, Table, Transaction, repeat_if_overtaken};
 use crate::spec::Attachment;
 
@@ -46,6 +49,32 @@ impl ForeignPortMappings {
             None => Ok(()),
         }
     }
+}
+
+/// The reference's table of a protocol.
+pub(super) fn table(protocol: Protocol) -> Table<'static> {
+    match protocol {
+        Protocol::Ipv4 => TABLES[0],
+        Protocol::Ipv6 => TABLES[1],
+    }
+}
+
+/// The ports in the reference's table, each with its container's ID.
+pub(super) fn translations(nft: &mut Nft, protocol: Protocol) -> net::Result<Vec<(String, Translation)>> {
+    let mut found = Vec::new();
+    let [ports, ports_of_old, ..] = CHAINS.map(|name| table(protocol).chain(name));
+    // Mostly it is not there.
+    if !nft.has_chain(ports)? {
+        return Ok(found);
+    }
+    for chain in [ports, ports_of_old] {
+        let rules = nft.rules(chain)?.into_iter();
+        found.extend(rules.filter_map(|rule| {
+            let translation = iptables::entry::translation_of(&rule)?;
+            Some((rule.comment?, translation))
+        }));
+    }
+    Ok(found)
 }
 
 fn remove_rules(nft: &mut Nft, chain: Chain, container_id: &str) -> Result<()> {

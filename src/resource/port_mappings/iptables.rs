@@ -15,6 +15,7 @@
 //! The first five are there once, and stay. The name of a container's chain follows from network and container, not
 //! from the interface: two interfaces of a container on one network share it.
 
+pub(super) mod entry;
 mod rules;
 
 use std::collections::BTreeSet;

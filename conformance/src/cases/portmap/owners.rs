@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{back_end, gone, portmap, ruleset, tcp};
-use crate::cases::networks::{Attachment, gateway4, gateway46};
+use crate::cases::networks::{Attachment, gateway4, gateway46, with};
 use crate::expect::{contains, holds, lacks, soon};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{REFERENCE, Sandbox};
 use crate::snapshot::Snapshot;
 
 pub(super) fn a_taken_port_is_refused_with_its_owner(host: &Sandbox) -> Result<()> {
@@ -128,4 +128,73 @@ pub(super) fn a_damaged_claim_is_no_obstacle(host: &Sandbox) -> Result<()> {
         }
     }
     holds(Path::new("/etc/passwd").exists(), "a link was followed")
+}
+
+/// It claims nothing; its rules tell who has which port.
+pub(super) fn a_port_of_a_pod_of_the_reference_is_refused(host: &Sandbox) -> Result<()> {
+    let at = |port: u16, address: &str| json!([{"hostPort": port, "containerPort": 80, "protocol": "tcp", "hostIP": address}]);
+    let two = Attachment::new(host, "b", gateway46())?;
+    for (theirs, id) in [("iptables", "a"), ("nftables", "c")] {
+        let one = Attachment::new(host, id, gateway46())?;
+        let call = portmap(id, &one, tcp(8080, 80), back_end(theirs)).set("cniVersion", json!("1.0.0"));
+        let call = call.prev(&with(one.result.clone(), json!({"cniVersion": "1.0.0"}))).from(REFERENCE);
+        for ours in ["iptables", "nftables"] {
+            for (mappings, others, is_free) in [
+                (tcp(8080, 80), tcp(8080, 81), false),
+                (at(8080, "192.0.2.1"), tcp(8080, 80), false),
+                (at(8080, "192.0.2.1"), at(8080, "192.0.2.2"), true),
+                (at(8080, "2001:db8::1"), at(8080, "::"), false),
+            ] {
+                let what = || format!("{theirs}, then {ours}: {mappings}, then {others}");
+                let call = call.clone().set("runtimeConfig", json!({"portMappings": mappings}));
+                call.add().run(host)?.result().with_context(what)?;
+                let before = Snapshot::take(host, &[])?;
+                let other = portmap("b", &two, others.clone(), back_end(ours));
+                let answer = other.add().run(host)?;
+                if is_free {
+                    answer.result().with_context(what)?;
+                    other.check().run(host)?.silence().with_context(what)?;
+                } else {
+                    let refusal = answer.refused_with(102).with_context(what)?;
+                    contains("message", &refusal.msg, "tcp port 8080")?;
+                    contains("message", &refusal.msg, &format!("container {id}"))?;
+                    Snapshot::take(host, &[])?.unchanged_since(&before).with_context(what)?;
+                }
+                // The port is free once the other is gone, by whichever suite.
+                call.del().run(host)?.silence()?;
+                other.add().run(host)?.result().with_context(what)?;
+                other.del().run(host)?.silence()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// That all rules are of pods with claims is known by their number; the chain is read when it is another.
+pub(super) fn claims_are_told_from_rules_of_others(host: &Sandbox) -> Result<()> {
+    let pods: Vec<_> =
+        ["a", "b", "c"].iter().map(|id| Attachment::new(host, id, gateway4())).collect::<Result<_>>()?;
+    let ours = |index: usize, port| {
+        portmap(["a", "b", "c"][index], &pods[index], tcp(port, 80), back_end("iptables"))
+    };
+    let of_reference = |index: usize, port| {
+        let result = with(pods[index].result.clone(), json!({"cniVersion": "1.0.0"}));
+        ours(index, port).set("cniVersion", json!("1.0.0")).prev(&result).from(REFERENCE)
+    };
+    ours(0, 8080).add().run(host)?.result()?;
+    // One of the reference goes where one of ours was.
+    ours(1, 8081).add().run(host)?.result()?;
+    of_reference(1, 8081).del().run(host)?.silence()?;
+    of_reference(2, 8082).add().run(host)?.result()?;
+    // Nobody takes it for granted for long that equal numbers are the same rules.
+    host.run(&["touch", "-d", "-6 seconds", "/run/bridgehead/ports/lock"])?;
+    ours(1, 8082).add().run(host)?.refused_with(102)?;
+    ours(1, 8083).add().run(host)?.result()?;
+    ours(1, 8083).del().run(host)?.silence()?;
+    ours(1, 8082).add().run(host)?.refused_with(102)?;
+    // What has lost its claim still has its port.
+    host.run(&["sh", "-c", "rm /run/bridgehead/ports/*"])?;
+    ours(1, 8080).add().run(host)?.refused_with(102)?;
+    ours(0, 8080).add().run(host)?.result()?;
+    ours(0, 8080).check().run(host)?.silence()
 }
