@@ -37,9 +37,16 @@ const STACK: usize = 256 << 10;
 /// Ends this program with a status, and leaves a child that does one thing more.
 ///
 /// The child takes over the memory of this program as it is, which is quicker than to copy the tables of it. It has let
-/// go of the caller as others have; see [`start`]. Where no child can be made, this program does it before it ends.
+/// go of the caller as others have; see [`start`]. This program lets go of all descriptors first: a caller reads to the
+/// end of the output, and would else wait for the child to be given a processor. Where no child can be made, this
+/// program does it before it ends.
 pub fn end<D: FnOnce()>(status: u8, keep: &[RawFd], deed: D) -> ! {
-    let mut last = Last { keep, deed: Some(deed) };
+    if close_all_but(keep).is_err() {
+        // The caller has its answer, and must not wait for what is to be done.
+        // SAFETY: _exit runs nothing of this program, not even what owns the descriptors that are closed.
+        unsafe { nix::libc::_exit(status.into()) }
+    }
+    let mut last = Last(Some(deed));
     let mut stack: Vec<MaybeUninit<u8>> = Vec::with_capacity(STACK);
     let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
     // SAFETY: what both have is the memory, and from here on this program only ends, so the child alone uses it. Nothing
@@ -57,14 +64,11 @@ pub fn end<D: FnOnce()>(status: u8, keep: &[RawFd], deed: D) -> ! {
 }
 
 /// What is left to be done when a program ends.
-struct Last<'a, D> {
-    keep: &'a [RawFd],
-    deed: Option<D>,
-}
+struct Last<D>(Option<D>);
 
-impl<D: FnOnce()> Last<'_, D> {
+impl<D: FnOnce()> Last<D> {
     fn act(&mut self) {
-        if let Some(deed) = self.deed.take() {
+        if let Some(deed) = self.0.take() {
             // The frames above are not made for panics.
             let _ = catch_unwind(AssertUnwindSafe(deed));
         }
@@ -74,8 +78,8 @@ impl<D: FnOnce()> Last<'_, D> {
 /// Where the child of [`end`] begins.
 extern "C" fn act<D: FnOnce()>(last: *mut c_void) -> c_int {
     // SAFETY: `end` has made it, and has left it to this child.
-    let last = unsafe { &mut *last.cast::<Last<'_, D>>() };
-    if leave_the_caller(last.keep).is_ok() {
+    let last = unsafe { &mut *last.cast::<Last<D>>() };
+    if leave_its_session().is_ok() {
         last.act();
     }
     // SAFETY: there is nothing to be flushed.
@@ -83,8 +87,16 @@ extern "C" fn act<D: FnOnce()>(last: *mut c_void) -> c_int {
 }
 
 fn leave_the_caller(keep: &[RawFd]) -> nix::Result<()> {
+    leave_its_session()?;
+    close_all_but(keep)
+}
+
+fn leave_its_session() -> nix::Result<()> {
     setsid()?;
-    chdir("/")?;
+    chdir("/")
+}
+
+fn close_all_but(keep: &[RawFd]) -> nix::Result<()> {
     let mut keep = keep.to_vec();
     keep.sort_unstable();
     // The parent waits for what the child is to do, so this must be quick: a few calls, however many are open.
@@ -101,7 +113,7 @@ fn leave_the_caller(keep: &[RawFd]) -> nix::Result<()> {
 /// Closes descriptors, both ends included; false where the kernel (before 5.9) or a filter of system calls does not
 /// let it.
 fn close_range(first: RawFd, last: RawFd) -> bool {
-    // SAFETY: what owns them in the parent is never dropped in the child, which ends by _exit.
+    // SAFETY: what owns them is never dropped where this is called, in a child or in a program that only ends by _exit.
     let closed = unsafe { nix::libc::syscall(nix::libc::SYS_close_range, first, last, 0) };
     closed == 0
 }
