@@ -52,6 +52,8 @@ pub enum Need {
     Selinux,
     /// A working `iptables`.
     Iptables,
+    /// Working `iptables-legacy` and `ip6tables-legacy`: the commands, and their tables in the kernel.
+    LegacyIptables,
     /// A working `nft` and nf_tables in the kernel.
     Nftables,
 }
@@ -101,6 +103,11 @@ impl Need {
                 .then(|| "the kernel runs without SELinux".to_owned()),
             Self::Iptables => trial(host, &["iptables", "--version"], &["true"])
                 .then(|| "iptables does not work".to_owned()),
+            Self::LegacyIptables => {
+                let each = "iptables-legacy -t nat -S && ip6tables-legacy -t nat -S && iptables-legacy -S";
+                trial(host, &["unshare", "-n", "sh", "-c", each], &["true"])
+                    .then(|| "iptables-legacy or its tables in the kernel are not there".to_owned())
+            }
             Self::Nftables => {
                 trial(host, &["nft", "list", "ruleset"], &["true"]).then(|| "nft does not work".to_owned())
             }

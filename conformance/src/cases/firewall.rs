@@ -57,9 +57,9 @@ cases! {
         check_needs_a_result needs [FIREWALL];
     }
     "firewall/legacy" {
-        legacy_tables_have_the_same_rules needs [FIREWALL, Need::Program("iptables-legacy"), Need::Ipv6];
-        forty_at_once_share_legacy_tables needs [FIREWALL, TOOL, Need::Program("iptables-legacy")];
-        del_looks_into_the_tables_of_both_variants needs [FIREWALL, TOOL, Need::Program("iptables-legacy"), Need::Iptables];
+        legacy_tables_have_the_same_rules needs [FIREWALL, Need::LegacyIptables, Need::Ipv6];
+        forty_at_once_share_legacy_tables needs [FIREWALL, TOOL, Need::LegacyIptables];
+        del_looks_into_the_tables_of_both_variants needs [FIREWALL, TOOL, Need::LegacyIptables, Need::Iptables];
     }
     "firewall/errors" {
         add_needs_a_result needs [FIREWALL];

@@ -52,6 +52,7 @@ mod host_device;
 mod host_local_ranges;
 mod host_local_requests;
 mod host_local_store;
+mod iptables_legacy;
 mod ipvlan;
 mod loopback;
 mod macvlan;
@@ -61,6 +62,7 @@ mod netavark_leftovers;
 mod netavark_packets;
 mod portmap;
 mod portmap_packets;
+mod portmap_sctp;
 mod ptp;
 mod reboot;
 mod records;
@@ -156,6 +158,8 @@ pub fn all() -> Vec<Case> {
         state_directory::CASES,
         portmap::CASES,
         portmap_packets::CASES,
+        portmap_sctp::CASES,
+        iptables_legacy::CASES,
         netavark::CASES,
         netavark_leftovers::CASES,
         netavark_packets::CASES,

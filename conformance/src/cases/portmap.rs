@@ -131,7 +131,7 @@ fn chain_of(listing: &[String], id: &str) -> Result<String> {
 }
 
 /// Forty pods with a port each, by name of a result that nobody checks.
-fn forty(host: &Sandbox, name: &str) -> Result<Vec<Call>> {
+pub(super) fn forty(host: &Sandbox, name: &str) -> Result<Vec<Call>> {
     let one = Attachment::new(host, "first", gateway4())?;
     let calls: Vec<Call> = (0..40)
         .map(|i| {
@@ -144,7 +144,7 @@ fn forty(host: &Sandbox, name: &str) -> Result<Vec<Call>> {
     Ok(calls)
 }
 
-fn all(host: &Sandbox, calls: &[Call], verb: &str) -> Result<()> {
+pub(super) fn all(host: &Sandbox, calls: &[Call], verb: &str) -> Result<()> {
     let started: Vec<_> = calls.iter().map(|call| call.command(verb).start(host)).collect::<Result<_>>()?;
     for call in started {
         let answer = call.answer(host)?;

@@ -127,13 +127,13 @@ pub(super) fn exchanged(client: &UdpSocket, target: &str, server: &UdpSocket) ->
 }
 
 /// A pod with a port of each back end: with iptables 8080, with nftables 8081, both to 80.
-struct Both {
-    outside: Pod,
-    pods: Vec<(Attachment, String, u16)>,
+pub(super) struct Both {
+    pub(super) outside: Pod,
+    pub(super) pods: Vec<(Attachment, String, u16)>,
 }
 
 impl Both {
-    fn new(host: &Sandbox, network: &Value, protocol: &str, more: Value) -> Result<Self> {
+    pub(super) fn new(host: &Sandbox, network: &Value, protocol: &str, more: Value) -> Result<Self> {
         let outside = host.outside()?;
         let mut pods = Vec::new();
         for (name, host_port) in BACK_ENDS.into_iter().zip(8080..) {

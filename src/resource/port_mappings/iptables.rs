@@ -399,13 +399,8 @@ pub(super) fn collect(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> Result<(
             containers.extend(container_in(&comment, network, &chain));
         }
         if legacy::nat_has_chain(protocol, DNAT)? {
-            let lines = Commands::find(protocol, Variant::Legacy)?.nat_rules(DNAT)?.unwrap_or_default();
-            containers.extend(lines.iter().filter_map(|line| {
-                let (rest, chain) = line.split_once(" -j ")?;
-                let (_, quoted) = rest.split_once("--comment \"dnat")?;
-                let text = format!("dnat{}", quoted.replace('\\', ""));
-                container_in(text.split_once("\"\" ").map_or(&*text, |(text, _)| text), network, chain)
-            }));
+            let entries = entry::all_legacy(protocol)?;
+            containers.extend(entries.iter().filter_map(|it| container_in(&it.comment, network, &it.chain)));
         }
     }
     if containers.is_empty() {

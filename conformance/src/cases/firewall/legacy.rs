@@ -1,29 +1,17 @@
 //! The tables of legacy iptables.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use super::{BOTH, Walled, filter, firewall, isolation, made_up, usual};
 use crate::call::Call;
+use crate::cases::iptables_legacy::choose_variant;
 use crate::cases::networks::{gateway4, gateway46};
 use crate::expect::{contains, equal, holds, lacks};
 use crate::sandbox::Sandbox;
 
-/// Has the commands of iptables be those of a variant, as a host's administrator does it.
-fn choose_variant(host: &Sandbox, variant: &str) -> Result<()> {
-    let script = format!(
-        "mkdir -p /run/scratch/{variant} && cp -a /etc/alternatives/. /run/scratch/{variant}/ && \
-         cd /run/scratch/{variant} && for name in iptables iptables-restore iptables-save \
-           ip6tables ip6tables-restore ip6tables-save; do \
-             ln -sf /usr/sbin/$(echo $name | sed 's/tables/tables-{variant}/') $name; done && \
-         mount --bind /run/scratch/{variant} /etc/alternatives"
-    );
-    host.run(&["sh", "-c", &script]).map(drop)
-}
-
 pub(super) fn legacy_tables_have_the_same_rules(host: &Sandbox) -> Result<()> {
     choose_variant(host, "legacy")?;
-    host.run(&["iptables-legacy", "-S"]).context("the kernel has no legacy tables")?;
     let one = Walled::new(host, "a", gateway46(), json!({"ingressPolicy": "isolated"}))?;
     for (program, address, len) in [("iptables", "10.20.0.2", 32), ("ip6tables", "fd20::2", 128)] {
         let mut found = filter(host, program)?;

@@ -81,9 +81,11 @@ pub(in super::super) fn translation_of(rule: &net::nft::Rule) -> Option<Translat
 
 /// The entries of the legacy variant, if any may name one of some ports. Only then is the command executed.
 pub(in super::super) fn legacy(protocol: Protocol, ports: &[u16]) -> net::Result<Vec<Entry>> {
-    if !legacy::nat_may_name(protocol, DNAT, ports)? {
-        return Ok(Vec::new());
-    }
+    if legacy::nat_may_name(protocol, DNAT, ports)? { all_legacy(protocol) } else { Ok(Vec::new()) }
+}
+
+/// The entries of the legacy variant. The command is executed.
+pub(in super::super) fn all_legacy(protocol: Protocol) -> net::Result<Vec<Entry>> {
     let read = |line: &String| {
         let words = words(line);
         Some(Entry {
