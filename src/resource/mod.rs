@@ -16,6 +16,7 @@ pub mod forwarding;
 pub mod gateway;
 pub mod host_device;
 pub mod ifb;
+mod kept;
 pub mod lease;
 pub mod link_backup;
 pub mod link_tuning;
@@ -32,6 +33,7 @@ pub mod port_mappings;
 pub mod port_state;
 pub mod port_vlans;
 pub mod reserved_frames;
+mod restored;
 mod share;
 pub mod source_routing;
 pub mod spoof_guard;
@@ -46,7 +48,7 @@ pub mod world;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Attachment, CniError, Code};
+use crate::spec::{CniError, Code};
 
 pub use crate::ipam::StateDirectory;
 pub use addressing::Addressing;
@@ -60,6 +62,7 @@ pub use forwarding::Forwarding;
 pub use gateway::Gateway;
 pub use host_device::{ForeignHostDevice, HostDevice};
 pub use ifb::{ForeignIfb, Ifb};
+pub use kept::Kept;
 pub use lease::Lease;
 pub use link_tuning::LinkTuning;
 pub use loopback::Loopback;
@@ -74,6 +77,7 @@ pub use port_mappings::{ForeignPortMappings, PortMappings};
 pub use port_state::PortState;
 pub use port_vlans::PortVlans;
 pub use reserved_frames::ReservedFrames;
+pub use restored::Restored;
 pub use source_routing::{ForeignSourceRouting, SourceRouting};
 pub use spoof_guard::SpoofGuard;
 pub use sublink::{ForeignSublink, Sublink};
@@ -106,19 +110,6 @@ fn or_undo(outcome: anyhow::Result<()>, undo: impl FnOnce() -> anyhow::Result<()
         }
     }
 }
-
-/// What [`Resource::restore`] found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Restored {
-    /// What it is, in a word.
-    pub what: &'static str,
-    /// What was missing or otherwise, and is not any more.
-    pub lost: Vec<Finding>,
-}
-
-/// The attachments to a network that a GC leaves alone, as they are when it is called: those that are valid, and those
-/// that have a record.
-pub type Kept<'a> = dyn Fn() -> anyhow::Result<Vec<Attachment>> + 'a;
 
 /// A thing that an attachment is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -348,139 +339,6 @@ impl Resource {
             | Self::ForeignSublink(_)
             | Self::ForeignMasquerade(_)
             | Self::ForeignPortMappings(_) => Ok(Vec::new()),
-        }
-    }
-
-    /// What it is in a word, if it is what something else than a call of this program takes away from pods that live: a
-    /// flush of the tables, a restart of the firewall, `sysctl --system`.
-    ///
-    /// What is kept in links, in the pod or on disk stays as long as these do.
-    pub fn volatile(&self) -> Option<&'static str> {
-        match self {
-            Self::Forwarding(Forwarding::Ipv4) => Some("IPv4 forwarding"),
-            Self::Forwarding(Forwarding::Ipv6) => Some("IPv6 forwarding"),
-            Self::MacGuard(_) => Some("MAC guard"),
-            Self::SpoofGuard(_) => Some("spoof guard"),
-            Self::Masquerade(_) => Some("masquerade"),
-            Self::Admission(_) => Some("admission"),
-            Self::Isolation(_) => Some("isolation"),
-            Self::Fence(_) => Some("fence"),
-            Self::Passage(_) => Some("passage"),
-            Self::ZoneSource(_) => Some("zone source"),
-            Self::PortMappings(_) => Some("host ports"),
-            Self::Lease(_)
-            | Self::Bridge(_)
-            | Self::VlanGateway(_)
-            | Self::Gateway(_)
-            | Self::Veth(_)
-            | Self::ForeignVeth(_)
-            | Self::Sublink(_)
-            | Self::ForeignSublink(_)
-            | Self::PortVlans(_)
-            | Self::ReservedFrames(_)
-            | Self::PodLinkUp(_)
-            | Self::PodSysctls(_)
-            | Self::Addressing(_)
-            | Self::HostDevice(_)
-            | Self::Tap(_)
-            | Self::ForeignHostDevice(_)
-            | Self::PointToPoint(_)
-            | Self::PodRoutes(_)
-            | Self::PortState(_)
-            | Self::Neighbours(_)
-            | Self::Connections(_)
-            | Self::Announcement(_)
-            | Self::ForeignMasquerade(_)
-            | Self::LinkTuning(_)
-            | Self::Sysctls(_)
-            | Self::SourceRouting(_)
-            | Self::ForeignSourceRouting(_)
-            | Self::Ifb(_)
-            | Self::ForeignIfb(_)
-            | Self::TrafficShape(_)
-            | Self::Vrf(_)
-            | Self::VrfMember(_)
-            | Self::ForeignPortMappings(_)
-            | Self::Loopback(_) => None,
-        }
-    }
-
-    /// Puts it back if it is [volatile](Self::volatile). Tells what was lost; only `restore` asks.
-    pub fn restore(&self, world: &mut World<'_>) -> anyhow::Result<Option<Restored>> {
-        let Some(what) = self.volatile() else { return Ok(None) };
-        let lost = self.observe(world)?;
-        if !lost.is_empty() {
-            // What somebody else has by now is not taken away again.
-            if let Some(taken) = lost.iter().find(|it| self.scope() == Scope::Attachment && it.is_taken()) {
-                anyhow::bail!("{what}: {taken}, and is left alone");
-            }
-            self.ensure(world)?;
-            if let Some(left) = self.observe(world)?.first() {
-                anyhow::bail!("{what}: {left}, and it cannot be put back");
-            }
-        }
-        Ok(Some(Restored { what, lost }))
-    }
-
-    /// Removes what attachments to a network have left that are not kept, of which there is no record.
-    ///
-    /// Who is kept is asked for after what is there: what a call has made that began meanwhile belongs to somebody
-    /// who is kept.
-    ///
-    /// Goes on past errors, and gives them all.
-    pub fn collect(&self, network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Vec<anyhow::Error> {
-        match self {
-            Self::ForeignMasquerade(_) | Self::Masquerade(_) => masquerade::collect(network, kept, world),
-            Self::PortMappings(_) | Self::ForeignPortMappings(_) => {
-                port_mappings::collect(network, kept, world)
-            }
-            Self::MacGuard(_) => mac_guard::collect(network, kept, world).err().into_iter().collect(),
-            Self::SpoofGuard(_) => spoof_guard::collect(network, kept, world).err().into_iter().collect(),
-            Self::Veth(_) => veth::collect(network, kept, world),
-            Self::Admission(_) => {
-                firewall::admission::collect(network, kept, world).err().into_iter().collect()
-            }
-            Self::Fence(_) => firewall::fence::collect(network, kept, world).err().into_iter().collect(),
-            Self::ZoneSource(_) => {
-                firewall::zone_source::collect(network, kept, world).err().into_iter().collect()
-            }
-            Self::Passage(_) => firewall::passage::collect(network, kept, world).err().into_iter().collect(),
-            Self::Isolation(_) => {
-                firewall::isolation::collect(network, kept, world).err().into_iter().collect()
-            }
-            Self::Ifb(_) => ifb::collect(network, kept, world),
-            // A lease is collected by itself, and what is shared stays.
-            Self::Lease(_)
-            | Self::Bridge(_)
-            | Self::VlanGateway(_)
-            | Self::Gateway(_)
-            | Self::Forwarding(_)
-            | Self::ForeignVeth(_)
-            | Self::Sublink(_)
-            | Self::ForeignSublink(_)
-            | Self::PortVlans(_)
-            | Self::ReservedFrames(_)
-            | Self::PodLinkUp(_)
-            | Self::PodSysctls(_)
-            | Self::Addressing(_)
-            | Self::HostDevice(_)
-            | Self::Tap(_)
-            | Self::ForeignHostDevice(_)
-            | Self::PointToPoint(_)
-            | Self::PodRoutes(_)
-            | Self::PortState(_)
-            | Self::Neighbours(_)
-            | Self::Connections(_)
-            | Self::Announcement(_)
-            | Self::LinkTuning(_)
-            | Self::Sysctls(_)
-            | Self::SourceRouting(_)
-            | Self::ForeignSourceRouting(_)
-            | Self::ForeignIfb(_)
-            | Self::TrafficShape(_)
-            | Self::Vrf(_)
-            | Self::VrfMember(_)
-            | Self::Loopback(_) => Vec::new(),
         }
     }
 
