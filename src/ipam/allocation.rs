@@ -127,10 +127,8 @@ impl LockedStore {
         owner: &Owner,
     ) -> Result<Option<IpAddr>, CniError> {
         let mut draft = None;
-        for stretch in set.stretches_after(last) {
-            let (ipv4, gateway) = (set.is_ipv4(), stretch.gateway());
-            let mut first = stretch.first;
-            while let Some(number) = self.index.first_free(ipv4, first, stretch.last, gateway) {
+        for mut stretch in set.stretches_after(last) {
+            while let Some(number) = self.index.first_free(&stretch) {
                 let address = to_address(number, stretch.range.subnet().address());
                 let draft = match &mut draft {
                     Some(draft) => draft,
@@ -144,7 +142,7 @@ impl LockedStore {
                 self.index.set_taken(address);
                 // The address after the very last one of IPv6 does not exist.
                 let Some(next) = number.checked_add(1) else { break };
-                first = next;
+                stretch.first = next;
             }
         }
         Ok(None)

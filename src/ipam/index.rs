@@ -28,7 +28,7 @@ use nix::fcntl::OFlag;
 
 use super::bitmap::{BYTES, Bitmap};
 use super::directory::{Directory, errno_of};
-use super::range::to_number;
+use super::range::{Stretch, to_number};
 use super::reservation::Owner;
 use super::state_directory::StateDirectory;
 use crate::spec::digest::sha512_hex;
@@ -51,8 +51,8 @@ struct BlockId {
 }
 
 impl BlockId {
-    fn of(ipv4: bool, number: u128) -> Self {
-        Self { ipv4, upper: number >> 16 }
+    fn of(address: IpAddr) -> Self {
+        Self { ipv4: address.is_ipv4(), upper: to_number(address) >> 16 }
     }
 
     fn file(self) -> String {
@@ -118,7 +118,7 @@ impl Index {
         self.blocks.clear();
         for address in owners.values().flatten().chain(opaque) {
             let number = to_number(*address);
-            let block = self.blocks.entry(BlockId::of(address.is_ipv4(), number));
+            let block = self.blocks.entry(BlockId::of(*address));
             block.or_insert_with(|| Block { bits: Bitmap::default(), file: None }).bits.set(offset(number));
         }
         let written = self.write(&owners);
@@ -246,7 +246,7 @@ impl Index {
     /// Records that an address is taken, whoever by.
     pub(super) fn set_taken(&mut self, address: IpAddr) {
         let number = to_number(address);
-        let id = BlockId::of(address.is_ipv4(), number);
+        let id = BlockId::of(address);
         let (place, byte) = self.block(id).bits.set(offset(number));
         self.store(id, place, byte);
     }
@@ -254,7 +254,7 @@ impl Index {
     /// Records that an address is free.
     pub(super) fn set_free(&mut self, address: IpAddr) {
         let number = to_number(address);
-        let id = BlockId::of(address.is_ipv4(), number);
+        let id = BlockId::of(address);
         let block = self.block(id);
         let (place, byte) = block.bits.clear(offset(number));
         // Requested IPv6 addresses may be anywhere, each in a block of its own: what is empty goes, so that there
@@ -269,13 +269,14 @@ impl Index {
         }
     }
 
-    /// The first free address from `first` to `last`, both included, other than `except`, as numbers.
-    pub(super) fn first_free(&mut self, ipv4: bool, first: u128, last: u128, except: u128) -> Option<u128> {
-        let mut next = first;
+    /// The number of the first free address of a stretch.
+    pub(super) fn first_free(&mut self, stretch: &Stretch) -> Option<u128> {
+        let (last, except) = (stretch.last, stretch.gateway());
+        let mut next = stretch.first;
         while next <= last {
             let block_end = next | 0xffff;
             let until = last.min(block_end);
-            let id = BlockId::of(ipv4, next);
+            let id = BlockId { ipv4: stretch.is_ipv4(), upper: next >> 16 };
             match self.block(id).bits.first_clear(offset(next), offset(until)) {
                 Some(found) => {
                     let number = (next & !0xffff) | u128::from(found);
@@ -290,8 +291,9 @@ impl Index {
         None
     }
 
-    /// How many addresses from `first` to `last`, both included, are taken, other than `except`, as numbers.
-    pub(super) fn count_taken(&mut self, ipv4: bool, first: u128, last: u128, except: u128) -> u128 {
+    /// How many addresses of a stretch are taken.
+    pub(super) fn count_taken(&mut self, stretch: &Stretch) -> u128 {
+        let (first, last, except) = (stretch.first, stretch.last, stretch.gateway());
         let mut ids: Vec<BlockId> = self.blocks.keys().copied().collect();
         if !self.is_fresh()
             && let Some(Ok(taken)) =
@@ -303,7 +305,7 @@ impl Index {
             ids.dedup();
         }
         let mut count = 0;
-        for id in ids.into_iter().filter(|id| id.ipv4 == ipv4) {
+        for id in ids.into_iter().filter(|id| id.ipv4 == stretch.is_ipv4()) {
             let (low, high) = (id.upper << 16, (id.upper << 16) | 0xffff);
             if low > last || high < first {
                 continue;

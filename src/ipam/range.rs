@@ -60,6 +60,11 @@ impl Stretch {
     pub fn gateway(&self) -> u128 {
         to_number(self.range.gateway)
     }
+
+    /// Whether its addresses are IPv4.
+    pub fn is_ipv4(&self) -> bool {
+        self.range.subnet.is_ipv4()
+    }
 }
 
 /// The number of an address within its family.

@@ -32,10 +32,7 @@ impl Usage {
     /// The use of a set as an index knows it.
     fn of(set: &RangeSet, index: &mut Index) -> Self {
         let stretches = set.stretches_after(None);
-        let taken = stretches
-            .iter()
-            .map(|it| index.count_taken(set.is_ipv4(), it.first, it.last, it.gateway()))
-            .fold(0, u128::saturating_add);
+        let taken = stretches.iter().map(|stretch| index.count_taken(stretch)).fold(0, u128::saturating_add);
         Self { taken, ..Self::none_of(set) }
     }
 
