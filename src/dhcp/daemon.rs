@@ -302,12 +302,10 @@ impl Daemon {
             self.store.remove(&record.attachment)?;
             held.record.replace(None);
         }
-        let identity = Identity::new(
-            &client_id(&call.attachment),
-            &conf.requested,
-            &conf.provided,
-            self.flags.broadcast,
-        );
+        let identity = Identity {
+            broadcast: self.flags.broadcast,
+            ..Identity::new(&client_id(&call.attachment), &conf.requested, &conf.provided)
+        };
         let ifname = &call.attachment.ifname;
         let lease = {
             let exchange =

@@ -39,8 +39,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// A client of that name; what is provided goes before what it says by itself.
-    pub fn new(id: &str, requested: &[u8], provided: &Options, broadcast: bool) -> Self {
+    /// A client of that name, which servers answer alone; what is provided goes before what it says by itself.
+    pub fn new(id: &str, requested: &[u8], provided: &Options) -> Self {
         let mut options = Options::default();
         // Of no kind of hardware.
         options.set(code::CLIENT_ID, [&[0], id.as_bytes()].concat());
@@ -48,7 +48,7 @@ impl Identity {
             options.set(code::REQUESTED_OPTIONS, requested);
         }
         options.extend(provided);
-        Self { options, broadcast }
+        Self { options, broadcast: false }
     }
 
     fn message(&self, kind: Kind, mac: Mac) -> Message {
@@ -87,7 +87,7 @@ fn open(netns: &Netns, home: &Netns, ifname: &str) -> anyhow::Result<(UdpListene
         };
         let found = rtnl.link(ifname)?.ok_or_else(no_link)?;
         if !found.up {
-            rtnl.execute_one(link::set_up(&found, true))?;
+            rtnl.execute_one(link::set_up(&found))?;
         }
         let Some(mac) = found.mac else {
             let msg = format!("interface {ifname} has no hardware address, which DHCP needs");
@@ -309,12 +309,12 @@ mod tests {
 
     #[test]
     fn a_client_names_itself_unless_told_otherwise() {
-        let identity = Identity::new("c/n/eth0", &[1, 3], &Options::default(), false);
+        let identity = Identity::new("c/n/eth0", &[1, 3], &Options::default());
         assert_eq!(identity.options.get(code::CLIENT_ID), Some(&b"\0c/n/eth0"[..]));
         assert_eq!(identity.options.get(code::REQUESTED_OPTIONS), Some(&[1, 3][..]));
         let mut provided = Options::default();
         provided.set(code::CLIENT_ID, "me");
-        let identity = Identity::new("c/n/eth0", &[], &provided, false);
+        let identity = Identity::new("c/n/eth0", &[], &provided);
         assert_eq!(identity.options.get(code::CLIENT_ID), Some(&b"me"[..]));
         assert_eq!(identity.options.get(code::REQUESTED_OPTIONS), None);
     }
