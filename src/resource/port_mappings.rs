@@ -251,6 +251,11 @@ impl PortMappings {
         Ok(Claims::lock(world)?.of_same_container(&self.attachment, &self.claims()))
     }
 
+    /// The further matches for ports that lead to an address of the pod.
+    fn conditions_of(&self, pod: IpAddr) -> &[String] {
+        if pod.is_ipv4() { &self.conditions_v4 } else { &self.conditions_v6 }
+    }
+
     /// The mappings for a pod's address.
     fn mappings_of(&self, address: IpAddr) -> impl Iterator<Item = &PortMapping> {
         self.mappings.iter().filter(move |mapping| mapping.is_of_family(address))

@@ -58,8 +58,7 @@ pub(super) struct Rules {
 impl Rules {
     /// `None` without an address of that protocol.
     pub(super) fn new(protocol: Protocol, wanted: &PortMappings) -> Option<Self> {
-        let is_ipv4 = protocol == Protocol::Ipv4;
-        let pod = wanted.addresses.iter().find(|prefix| prefix.is_ipv4() == is_ipv4)?;
+        let pod = wanted.addresses.iter().find(|prefix| prefix.is_ipv4() == (protocol == Protocol::Ipv4))?;
         let chain = chain_name(&wanted.attachment);
         let foreign = match &wanted.marking {
             Marking::Chain(name) if wanted.source_nat != SourceNat::None => Some(name.clone()),
@@ -68,7 +67,7 @@ impl Rules {
         Some(Self {
             protocol,
             own: own_rules(wanted, *pod),
-            entries: entries(wanted, &chain, is_ipv4),
+            entries: entries(wanted, &chain, pod.address()),
             shared: shared_rules(wanted),
             chain,
             foreign,
@@ -164,9 +163,9 @@ fn own_rules(wanted: &PortMappings, pod: Prefix) -> Vec<Rule> {
 }
 
 /// What leads to a container's chain: all of its ports, those of the other protocol too, fifteen to a rule.
-pub(super) fn entries(wanted: &PortMappings, chain: &str, is_ipv4: bool) -> Vec<Rule> {
+fn entries(wanted: &PortMappings, chain: &str, pod: IpAddr) -> Vec<Rule> {
     let Attachment { network, container_id, .. } = &wanted.attachment;
-    let conditions = if is_ipv4 { &wanted.conditions_v4 } else { &wanted.conditions_v6 };
+    let conditions = wanted.conditions_of(pod);
     let mut rules = Vec::new();
     for transport in Transport::ALL {
         let mut ports: Vec<u16> = Vec::new();
@@ -176,7 +175,7 @@ pub(super) fn entries(wanted: &PortMappings, chain: &str, is_ipv4: bool) -> Vec<
             transport: Some(transport),
             comment: Some(comment(network, container_id)),
             matches: vec![Match::Ports(ports.to_vec())],
-            conditions: conditions.clone(),
+            conditions: conditions.to_vec(),
             ..Rule::to(Target::Chain(chain.to_owned()))
         }));
     }

@@ -29,15 +29,32 @@ pub(super) const ENTRIES: [(Chain<'static>, Base); 2] = [
 ];
 pub(super) const EXIT: Base = Base { kind: Kind::Nat, hook: Hook::Postrouting, priority: 100 };
 
-const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+/// Which addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Addresses {
+    V4,
+    V6,
+}
+
+impl Addresses {
+    fn like(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn example(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Self::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        }
+    }
+}
 
 /// A set or map whose name is made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Named {
     pub(super) name: String,
     pub(super) kind: Purpose,
-    pub(super) is_ipv4: bool,
+    of: Addresses,
     /// Of the sets of neighbours, whose.
     pub(super) subnet: Option<IpNetwork>,
 }
@@ -58,8 +75,11 @@ pub(super) enum Purpose {
 }
 
 impl Named {
-    pub(super) fn new(kind: Purpose, suffix: &str, is_ipv4: bool) -> Self {
-        let family = if is_ipv4 { "ip" } else { "ip6" };
+    fn new(kind: Purpose, suffix: &str, of: Addresses) -> Self {
+        let family = match of {
+            Addresses::V4 => "ip",
+            Addresses::V6 => "ip6",
+        };
         let name = match kind {
             Purpose::Ports => format!("{PREFIX}_{family}{suffix}"),
             Purpose::PortsAt => format!("{PREFIX}_at_{family}{suffix}"),
@@ -67,7 +87,7 @@ impl Named {
             Purpose::FromLocalhost => format!("from_localhost_{family}"),
             Purpose::FromAll => format!("from_all_{family}"),
         };
-        Self { name, kind, is_ipv4, subnet: None }
+        Self { name, kind, of, subnet: None }
     }
 
     /// The set of those whose neighbours are in a subnet.
@@ -78,7 +98,7 @@ impl Named {
         Self {
             name,
             kind: Purpose::Hairpin,
-            is_ipv4: subnet.is_ipv4(),
+            of: Addresses::like(network.address()),
             subnet: Some(super::super::network(network)),
         }
     }
@@ -93,31 +113,39 @@ impl Named {
             Some(rest) => (Purpose::PortsAt, rest),
             None => (Purpose::Ports, rest),
         };
-        let family = rest.split('_').next().filter(|family| ["ip", "ip6"].contains(family))?;
-        Some(Self { name: name.to_owned(), kind, is_ipv4: family == "ip", subnet: None })
+        let of = match rest.split('_').next()? {
+            "ip" => Addresses::V4,
+            "ip6" => Addresses::V6,
+            _ => return None,
+        };
+        Some(Self { name: name.to_owned(), kind, of, subnet: None })
     }
 
     pub(super) fn set(&self) -> Set<'_> {
         use KeyType::{InetProtocol, InetService, Ipv4Address, Ipv6Address};
-        let (key, data): (&[KeyType], &'static [KeyType]) = match (self.kind, self.is_ipv4) {
-            (Purpose::Ports, true) => (&[InetProtocol, InetService], &[Ipv4Address, InetService]),
-            (Purpose::Ports, false) => (&[InetProtocol, InetService], &[Ipv6Address, InetService]),
-            (Purpose::PortsAt, true) => {
+        let (key, data): (&[KeyType], &'static [KeyType]) = match (self.kind, self.of) {
+            (Purpose::Ports, Addresses::V4) => (&[InetProtocol, InetService], &[Ipv4Address, InetService]),
+            (Purpose::Ports, Addresses::V6) => (&[InetProtocol, InetService], &[Ipv6Address, InetService]),
+            (Purpose::PortsAt, Addresses::V4) => {
                 (&[Ipv4Address, InetProtocol, InetService], &[Ipv4Address, InetService])
             }
-            (Purpose::PortsAt, false) => {
+            (Purpose::PortsAt, Addresses::V6) => {
                 (&[Ipv6Address, InetProtocol, InetService], &[Ipv6Address, InetService])
             }
             (Purpose::FromLocalhost, _) => (&[Ipv4Address], &[]),
-            (Purpose::Hairpin | Purpose::FromAll, true) => (&[Ipv4Address, InetProtocol, InetService], &[]),
-            (Purpose::Hairpin | Purpose::FromAll, false) => (&[Ipv6Address, InetProtocol, InetService], &[]),
+            (Purpose::Hairpin | Purpose::FromAll, Addresses::V4) => {
+                (&[Ipv4Address, InetProtocol, InetService], &[])
+            }
+            (Purpose::Hairpin | Purpose::FromAll, Addresses::V6) => {
+                (&[Ipv6Address, InetProtocol, InetService], &[])
+            }
         };
         let carries = if data.is_empty() { Carries::Nothing } else { Carries::Data(data) };
         Set { table: TABLE, name: &self.name, key, carries }
     }
 
     pub(super) fn example(&self) -> IpAddr {
-        if self.is_ipv4 { V4 } else { V6 }
+        self.of.example()
     }
 
     /// The rule that looks into it.
@@ -127,10 +155,9 @@ impl Named {
         let (offset, len) = expr::address_field(Side::Destination, example);
         let load_destination = |register| expr::load_network_header(offset, len, register);
         // The registers behind an address, of four bytes each.
-        let after = if self.is_ipv4 {
-            [Register::Reg32_01, Register::Reg32_02]
-        } else {
-            [Register::Reg2, Register::Reg32_05]
+        let after = match self.of {
+            Addresses::V4 => [Register::Reg32_01, Register::Reg32_02],
+            Addresses::V6 => [Register::Reg2, Register::Reg32_05],
         };
         match self.kind {
             Purpose::Ports => rule.extend([
@@ -177,31 +204,31 @@ pub(super) struct Group {
     pub(super) suffix: String,
     /// What must hold for a packet beside that it is to this host, in the words of `nft`.
     pub(super) conditions: Vec<String>,
-    /// Whether it has ports of IPv4, and of IPv6.
-    pub(super) families: Vec<bool>,
+    /// Of which addresses it has ports.
+    of: Vec<Addresses>,
 }
 
 impl Group {
-    /// The group of a pod's ports of one family.
-    pub(super) fn of(wanted: &PortMappings, is_ipv4: bool) -> Self {
-        let conditions = if is_ipv4 { &wanted.conditions_v4 } else { &wanted.conditions_v6 };
+    /// The group of the ports that lead to an address of a pod.
+    fn of(wanted: &PortMappings, pod: IpAddr) -> Self {
+        let conditions = wanted.conditions_of(pod);
         if conditions.is_empty() {
             return Self::common();
         }
         let suffix = format!("_{}", sha512_hex(&[&conditions.join(" ")], 8));
-        Self { suffix, conditions: conditions.clone(), families: vec![is_ipv4] }
+        Self { suffix, conditions: conditions.to_vec(), of: vec![Addresses::like(pod)] }
     }
 
     /// Those without conditions.
     pub(super) fn common() -> Self {
-        Self { suffix: String::new(), conditions: Vec::new(), families: vec![true, false] }
+        Self { suffix: String::new(), conditions: Vec::new(), of: vec![Addresses::V4, Addresses::V6] }
     }
 
     /// All that a pod has ports in.
     pub(super) fn all_of(wanted: &PortMappings) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         for prefix in &wanted.addresses {
-            let group = Self::of(wanted, prefix.is_ipv4());
+            let group = Self::of(wanted, prefix.address());
             if !groups.contains(&group) {
                 groups.push(group);
             }
@@ -214,10 +241,10 @@ impl Group {
     }
 
     pub(super) fn maps(&self) -> Vec<Named> {
-        let of_family = |is_ipv4: &bool| {
-            [Purpose::PortsAt, Purpose::Ports].map(|kind| Named::new(kind, &self.suffix, *is_ipv4))
+        let maps = |of: &Addresses| {
+            [Purpose::PortsAt, Purpose::Ports].map(|kind| Named::new(kind, &self.suffix, *of))
         };
-        self.families.iter().flat_map(of_family).collect()
+        self.of.iter().flat_map(maps).collect()
     }
 
     /// `fib daddr type local jump hostports`; only where there are no conditions.
@@ -229,7 +256,7 @@ impl Group {
 
     /// The same in words, for a chain.
     pub(super) fn entry_in_words(&self, chain: Chain) -> String {
-        let family = if self.families == [true] { "ipv4" } else { "ipv6" };
+        let family = if self.of == [Addresses::V4] { "ipv4" } else { "ipv6" };
         let Table { family: of, name } = chain.table;
         let (of, conditions) = (of.name(), self.conditions.join(" "));
         let rule =
@@ -240,8 +267,9 @@ impl Group {
 
 /// The sets of those who are masqueraded, whatever their subnet.
 pub(super) fn shared_exits() -> [Named; 3] {
-    [(Purpose::FromLocalhost, true), (Purpose::FromAll, true), (Purpose::FromAll, false)]
-        .map(|(kind, is_ipv4)| Named::new(kind, "", is_ipv4))
+    use Addresses::{V4, V6};
+    [(Purpose::FromLocalhost, V4), (Purpose::FromAll, V4), (Purpose::FromAll, V6)]
+        .map(|(kind, of)| Named::new(kind, "", of))
 }
 
 /// All sets of those who are masqueraded that a pod may be in.
@@ -259,13 +287,13 @@ pub(super) fn elements(wanted: &PortMappings) -> BTreeMap<Named, Vec<Element>> {
     let mut found: BTreeMap<Named, Vec<Element>> = BTreeMap::new();
     for &subnet in &wanted.addresses {
         let pod = subnet.address();
-        let group = Group::of(wanted, pod.is_ipv4());
+        let group = Group::of(wanted, pod);
         let mut add = |kind, key, data| {
             let element = Element { key, data, comment: comment.clone(), ..Element::default() };
             let suffix = if matches!(kind, Purpose::Ports | Purpose::PortsAt) { &*group.suffix } else { "" };
             let named = match kind {
                 Purpose::Hairpin => Named::hairpin(subnet),
-                kind => Named::new(kind, suffix, pod.is_ipv4()),
+                kind => Named::new(kind, suffix, Addresses::like(pod)),
             };
             found.entry(named).or_default().push(element);
         };
