@@ -276,16 +276,14 @@ impl World<'_> {
         self.state.join("nft-deletion")
     }
 
-    /// Tells other calls that something was deleted from nf_tables just now, and learns whether they did.
-    fn exchange_deletions(&self, has_deleted: bool) -> bool {
-        let mark = self.deletion_mark();
-        if has_deleted && StateDirectory::is_usable(&self.state) {
+    /// Tells other calls that something was deleted from nf_tables just now.
+    fn mark_deletion(&self) {
+        if StateDirectory::is_usable(&self.state) {
             // A hint that cannot be given costs somebody some milliseconds.
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
-            let _ = options.open(&mark);
+            let _ = options.open(self.deletion_mark());
         }
-        has_deleted || !time_to_free(&mark).is_zero()
     }
 }
 
@@ -338,11 +336,13 @@ impl Drop for World<'_> {
         if let Some(nft) = forget_connections(&std::mem::take(&mut self.connections)) {
             self.nft.get_or_insert(nft);
         }
-        if let Some(nft) = self.nft.take()
-            && self.exchange_deletions(nft.has_deleted())
-            && !self.child_has_nft
-        {
-            let mark = self.deletion_mark();
+        let Some(nft) = self.nft.take() else { return };
+        let mark = self.deletion_mark();
+        if nft.has_deleted() {
+            self.mark_deletion();
+        }
+        let holds_up = nft.has_deleted() || !time_to_free(&mark).is_zero();
+        if holds_up && !self.child_has_nft {
             nft.close_later(|| wait_for_deletions(&mark));
         }
     }
