@@ -55,21 +55,29 @@ fn call(one: &Attachment, id: &str) -> Call {
     portmap(id, one, tcp(8080, 80), json!({}))
 }
 
-/// What a call leaves that is killed as it writes the owners of ports; with `first`, before anybody had one.
-fn killed(first: bool) -> Result<()> {
-    let (path, draft) = (owners(), draft(&owners()));
-    fs::copy(&path, draft)?;
-    if first { Ok(fs::remove_file(path)?) } else { Ok(()) }
+/// Leaves what a call does that is killed.
+type Kill = fn() -> Result<()>;
+
+/// What a call leaves that is killed as it writes the owners of ports, as others had some already, and as the first.
+const KILLED: [(&str, Kill); 2] = [("killed", killed), ("killed as the first", killed_as_the_first)];
+
+fn killed() -> Result<()> {
+    fs::copy(owners(), draft(&owners()))?;
+    Ok(())
+}
+
+fn killed_as_the_first() -> Result<()> {
+    Ok(fs::rename(owners(), draft(&owners()))?)
 }
 
 fn del_removes_a_draft_of_owners_of_ports(host: &Sandbox) -> Result<()> {
     let one = Attachment::new(host, "a", gateway4())?;
     let call = call(&one, "a");
-    for first in [false, true] {
+    for (how, killed) in KILLED {
         for has_record in [true, false] {
-            let what = format!("first: {first}, record: {has_record}");
+            let what = format!("{how}, record: {has_record}");
             call.add().run(host)?.result()?;
-            killed(first)?;
+            killed()?;
             if !has_record {
                 fs::remove_file(record("portmap", "a"))?;
             }
@@ -86,13 +94,13 @@ fn gc_removes_a_draft_of_owners_of_ports(host: &Sandbox) -> Result<()> {
     // In another file than the dead pod's.
     let kept = portmap("b", &two, tcp(8200, 80), json!({}));
     kept.add().run(host)?.result()?;
-    for first in [false, true] {
+    for (how, killed) in KILLED {
         call(&one, "a").add().run(host)?.result()?;
-        killed(first)?;
+        killed()?;
         fs::remove_file(record("portmap", "a"))?;
         let valid = json!([{"containerID": "b", "ifname": "eth0"}]);
         kept.gc().set("cni.dev/valid-attachments", valid).run(host)?.silence()?;
-        equal(format!("first: {first}"), names(&Path::new(STATE).join("ports"))?, ["lock", "tcp-128"])?;
+        equal(how, names(&Path::new(STATE).join("ports"))?, ["lock", "tcp-128"])?;
         kept.check().run(host)?.silence()?;
     }
     Ok(())

@@ -123,16 +123,20 @@ fn nothing_left(host: &Sandbox, id: &str, path: &Path, text: &str) -> Result<()>
     Ok(())
 }
 
-/// For each damage: a pod whose record (or the draft beside it) is damaged so, while another lives on.
-fn each(host: &Sandbox, is_draft: bool, then: impl Fn(&Attachment) -> Result<()>) -> Result<()> {
+/// For each damage: a pod whose record is damaged so, or what is at another path that follows from its, while another pod
+/// lives on.
+fn each(
+    host: &Sandbox,
+    target: impl Fn(&Path) -> PathBuf,
+    then: impl Fn(&Attachment) -> Result<()>,
+) -> Result<()> {
     let witness = Attachment::new(host, "witness", network())?;
     for (number, how) in DAMAGES.iter().enumerate() {
         let id = format!("pod{number}");
         let path = record("bridge", &id);
         let one = Attachment::new(host, &id, network())?;
         let text = fs::read_to_string(&path).context("there is no record")?;
-        let target = if is_draft { draft(&path) } else { path.clone() };
-        damage(host, &target, &text, how).with_context(|| format!("cannot make it {how}"))?;
+        damage(host, &target(&path), &text, how).with_context(|| format!("cannot make it {how}"))?;
         then(&one).with_context(|| (*how).to_owned())?;
         // Its DEL may be called again.
         one.del(host).with_context(|| format!("{how}, DEL"))?;
@@ -145,11 +149,11 @@ fn each(host: &Sandbox, is_draft: bool, then: impl Fn(&Attachment) -> Result<()>
 }
 
 fn del_works_with_a_damaged_record(host: &Sandbox) -> Result<()> {
-    each(host, false, |_| Ok(()))
+    each(host, Path::to_owned, |_| Ok(()))
 }
 
 fn del_works_with_a_damaged_draft(host: &Sandbox) -> Result<()> {
-    each(host, true, |_| Ok(()))
+    each(host, draft, |_| Ok(()))
 }
 
 fn replaced(host: &Sandbox, one: &Attachment) -> Result<()> {
@@ -170,15 +174,15 @@ fn replaced(host: &Sandbox, one: &Attachment) -> Result<()> {
 }
 
 fn add_replaces_a_damaged_record(host: &Sandbox) -> Result<()> {
-    each(host, false, |one| replaced(host, one))
+    each(host, Path::to_owned, |one| replaced(host, one))
 }
 
 fn add_replaces_a_damaged_draft(host: &Sandbox) -> Result<()> {
-    each(host, true, |one| replaced(host, one))
+    each(host, draft, |one| replaced(host, one))
 }
 
 fn check_needs_no_record(host: &Sandbox) -> Result<()> {
-    each(host, false, |one| one.sound(host))
+    each(host, Path::to_owned, |one| one.sound(host))
 }
 
 fn gc_goes_on_past_damaged_records(host: &Sandbox) -> Result<()> {

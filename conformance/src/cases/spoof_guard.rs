@@ -60,8 +60,15 @@ fn ruleset(host: &Sandbox) -> Result<String> {
     host.run(&["nft", "-s", "list", "ruleset"])
 }
 
-/// Sends frames from one pod, and tells which of them the other hears.
-fn send(stage: &Stage, frames: &[Named]) -> Result<Vec<bool>> {
+/// What became of frames, by their names.
+#[derive(Default)]
+struct Fates<'a> {
+    arrived: Vec<&'a str>,
+    lost: Vec<&'a str>,
+}
+
+/// Sends frames from one pod to the other.
+fn send<'a>(stage: &Stage, frames: &'a [Named]) -> Result<Fates<'a>> {
     let (mouth, ear) = (Wire::open(&stage.one.pod, "eth0")?, Wire::open(&stage.other.pod, "eth0")?);
     // The last one passes in any case, so all before it have arrived when it has, or never will.
     let last = stage.passing();
@@ -81,24 +88,20 @@ fn send(stage: &Stage, frames: &[Named]) -> Result<Vec<bool>> {
     if heard.pop() != Some(true) {
         bail!("nothing arrives at all");
     }
-    Ok(heard)
+    let mut fates = Fates::default();
+    for ((name, _), is_heard) in frames.iter().zip(heard) {
+        let those = if is_heard { &mut fates.arrived } else { &mut fates.lost };
+        those.push(name);
+    }
+    Ok(fates)
 }
 
 fn all_pass(stage: &Stage, frames: &[Named]) -> Result<()> {
-    let heard = send(stage, frames)?;
-    let lost: Vec<&str> = names(frames, &heard, false);
-    equal("frames that do not arrive", lost, [""; 0])
+    equal("frames that do not arrive", send(stage, frames)?.lost, [""; 0])
 }
 
 fn none_passes(stage: &Stage, frames: &[Named]) -> Result<()> {
-    let heard = send(stage, frames)?;
-    let arrived: Vec<&str> = names(frames, &heard, true);
-    equal("frames that arrive", arrived, [""; 0])
-}
-
-fn names<'a>(frames: &'a [Named], heard: &[bool], which: bool) -> Vec<&'a str> {
-    let those = frames.iter().zip(heard).filter(|(_, heard)| **heard == which);
-    those.map(|((name, _), _)| name.as_str()).collect()
+    equal("frames that arrive", send(stage, frames)?.arrived, [""; 0])
 }
 
 fn pods_work(host: &Sandbox) -> Result<()> {

@@ -20,10 +20,10 @@ const START: Duration = Duration::from_millis(200);
 /// GC of one network, or of all, with the list of what is alive or without any; unless one runs already.
 pub(crate) fn collect(setting: &Setting<'_>, random: &mut Random) -> Result<()> {
     let Ok(_alone) = setting.collecting.try_lock() else { return Ok(()) };
-    let has_list = random.percent(80);
+    let list = if random.percent(80) { List::Given } else { List::None };
     for network in network::served_by(setting.host.plugins()).iter().chain([&network::SECOND]) {
         if random.percent(50) {
-            run(setting, network, has_list)?;
+            run(setting, network, list)?;
         }
     }
     Ok(())
@@ -32,10 +32,17 @@ pub(crate) fn collect(setting: &Setting<'_>, random: &mut Random) -> Result<()> 
 /// GC of all networks with the list of what is alive, while nothing else runs.
 pub(crate) fn collect_all(setting: &Setting<'_>) -> Result<()> {
     let mut networks = network::served_by(setting.host.plugins()).iter().chain([&network::SECOND]);
-    networks.try_for_each(|network| run(setting, network, true))
+    networks.try_for_each(|network| run(setting, network, List::Given))
 }
 
-fn run(setting: &Setting<'_>, network: &network::Network, has_list: bool) -> Result<()> {
+/// Whether a GC is told what is alive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum List {
+    Given,
+    None,
+}
+
+fn run(setting: &Setting<'_>, network: &network::Network, list: List) -> Result<()> {
     let Some(version) = setting.gc_version else { return Ok(()) };
     let ledger = setting.ledger;
     let directory = setting.directory(Suite::Ours);
@@ -50,8 +57,8 @@ fn run(setting: &Setting<'_>, network: &network::Network, has_list: bool) -> Res
     wait_for_sleep(child.id());
     let mut config = network.config(version);
     let mut said = "without a list".to_owned();
-    if has_list {
-        let list = list(setting);
+    if list == List::Given {
+        let list = alive(setting);
         let ids: Vec<&str> = list.iter().filter_map(|entry| entry["containerID"].as_str()).collect();
         said = format!("with {}", ids.join(" "));
         config["cni.dev/valid-attachments"] = json!(list);
@@ -77,7 +84,7 @@ fn run(setting: &Setting<'_>, network: &network::Network, has_list: bool) -> Res
 
 /// The list of attachments as a runtime sees it that does not know yet what becomes of the ADDs that run: these, a GC
 /// that has begun while they ran must leave alone.
-fn list(setting: &Setting<'_>) -> Vec<Value> {
+fn alive(setting: &Setting<'_>) -> Vec<Value> {
     let phases = setting.ledger.phases();
     let is_alive = |phase: &Phase| match phase {
         Phase::Attached => true,

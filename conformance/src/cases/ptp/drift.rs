@@ -12,11 +12,20 @@ use crate::sandbox::Sandbox;
 /// What was done to a pod, and a part of what CHECK must say in lower case.
 type Damage<'a> = (&'a str, &'a str, &'a str);
 
-fn damages(host: &Sandbox, network: &Value, on_host: bool, damages: &[Damage<'_>]) -> Result<()> {
+/// On which side of the pod's link it was done.
+enum Side {
+    Host,
+    Pod,
+}
+
+fn damages(host: &Sandbox, network: &Value, side: Side, damages: &[Damage<'_>]) -> Result<()> {
     for (index, (deed, undo, part)) in damages.iter().enumerate() {
         let one = Attached::new(host, &format!("p{index}"), network.clone())?;
         one.sound(host).context("before the damage")?;
-        let place: &Pod = if on_host { host } else { &one.pod };
+        let place: &Pod = match side {
+            Side::Host => host,
+            Side::Pod => &one.pod,
+        };
         let link = one.host_link()?;
         let address = text_at(&one.result, "/ips/0/address")?.split('/').next().unwrap_or_default();
         let fill = |text: &str| text.replace("LINK", link).replace("ADDRESS", address);
@@ -36,7 +45,7 @@ pub(super) fn what_is_missing_in_the_pod_is_found(host: &Sandbox) -> Result<()> 
     damages(
         host,
         &with(one_family(), json!({"mtu": 1400})),
-        false,
+        Side::Pod,
         &[
             ("addr del ADDRESS/24 dev eth0", "", "ADDRESS"),
             ("route del 10.20.0.0/24", "", ""),
@@ -52,7 +61,7 @@ pub(super) fn what_is_missing_on_the_host_is_found(host: &Sandbox) -> Result<()>
     damages(
         host,
         &with(one_family(), json!({"mtu": 1400})),
-        true,
+        Side::Host,
         &[
             ("addr del 10.20.0.1/32 dev LINK", "", "gateway address 10.20.0.1/32"),
             (
