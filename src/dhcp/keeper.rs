@@ -122,7 +122,7 @@ fn set_down(daemon: &Daemon, record: &Record) -> anyhow::Result<()> {
     netns.run(daemon.home(), || {
         let mut rtnl = Rtnl::open()?;
         if let Some(found) = rtnl.link(&record.attachment.ifname)? {
-            rtnl.execute_one(link::set_up(&found, false))?;
+            rtnl.execute_one(link::set_down(&found))?;
         }
         Ok(())
     })?

@@ -7,7 +7,6 @@ use anyhow::{Context, bail};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use serde::{Deserialize, Serialize};
 
-use super::pod_sysctls::detection;
 use super::world::Pod;
 use super::{Ensured, Finding, World};
 use crate::net::netlink::{Message, Socket};
@@ -39,13 +38,13 @@ impl Addressing {
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
         let pod = world.pod()?;
         let found = pod.target(&self.ifname)?;
-        let detection = detection(self.detect_duplicates);
+        let detection = if self.detect_duplicates { DuplicateDetection::On } else { DuplicateDetection::Off };
         let mut batch: Vec<_> = self
             .addresses
             .iter()
             .map(|a| address::add(&found, a.address(), a.prefix_len(), detection))
             .collect();
-        batch.push(link::set_up(&found, true));
+        batch.push(link::set_up(&found));
         // Routes may depend on addresses that are tentative while duplicates are looked for.
         let settles = detection == DuplicateDetection::On && self.addresses.iter().any(|a| a.is_ipv6());
         let routes = self.routes.iter().map(|r| route::add(&found, &kernel_route(r)));
@@ -156,13 +155,13 @@ fn kernel_route(route: &spec::result::Route) -> rtnl::Route {
 /// The routes of a result with their next hops decided, each once: the route's own, else the gateway of the first
 /// address of its family, else none.
 pub fn decide_next_hops(result: &spec::CniResult) -> Vec<spec::result::Route> {
-    let gateway_of = |is_ipv4: bool| -> Option<IpAddr> {
-        result.ips.iter().filter(|ip| ip.address.is_ipv4() == is_ipv4).find_map(|ip| ip.gateway)
+    let gateway_for = |dst: Prefix| -> Option<IpAddr> {
+        result.ips.iter().filter(|ip| ip.address.is_ipv4() == dst.is_ipv4()).find_map(|ip| ip.gateway)
     };
     let mut routes: Vec<spec::result::Route> = Vec::new();
     for route in &result.routes {
         let on_link = route.scope.is_some_and(|scope| scope >= 253);
-        let gw = route.gw.or_else(|| if on_link { None } else { gateway_of(route.dst.is_ipv4()) });
+        let gw = route.gw.or_else(|| if on_link { None } else { gateway_for(route.dst) });
         // The IPAM dhcp of the reference says so that there is none.
         let gw = gw.filter(|gw| !gw.is_unspecified());
         let route = spec::result::Route { gw, ..route.clone() };

@@ -32,8 +32,8 @@ impl Bridge {
             self.finish(&found, world)?;
             return Ok(Ensured::Present);
         }
-        let request = link::create_bridge(&self.name, self.mac, self.mtu, self.vlan_filtering);
-        match world.host()?.execute_one(request) {
+        let create = if self.vlan_filtering { link::create_filtering_bridge } else { link::create_bridge };
+        match world.host()?.execute_one(create(&self.name, self.mac, self.mtu)) {
             Err(e) if e.errno == Errno::EOPNOTSUPP && self.vlan_filtering => Err(filters_no_vlans().into()),
             // Another pod's ADD was faster.
             Err(e) if e.errno == Errno::EEXIST => {
@@ -89,7 +89,7 @@ impl Bridge {
             changes.push(link::set_promiscuous(found));
         }
         if !found.up {
-            changes.push(link::set_up(found, true));
+            changes.push(link::set_up(found));
         }
         if changes.is_empty() {
             return Ok(());

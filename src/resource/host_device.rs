@@ -173,7 +173,7 @@ impl HostDevice {
             bail!(CniError::new(Code::Conflict, msg));
         }
         let rename = relocate(&Relocation { link: &found, netns: &home, name, alias: name });
-        for answer in world.host()?.execute(vec![link::set_up(&found, false), rename])? {
+        for answer in world.host()?.execute(vec![link::set_down(&found), rename])? {
             answer?;
         }
         self.restore(name, world)
@@ -195,7 +195,7 @@ impl HostDevice {
             batch.push(link::set_mtu(&found, mtu));
         }
         if self.up {
-            batch.push(link::set_up(&found, true));
+            batch.push(link::set_up(&found));
         }
         batch.push(link::set_alias(name, &self.alias));
         world.forget_host_link(name);

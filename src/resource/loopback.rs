@@ -20,7 +20,7 @@ impl Loopback {
         if found.up {
             return Ok(Ensured::Present);
         }
-        pod.rtnl()?.execute_one(link::set_up(&found, true))?;
+        pod.rtnl()?.execute_one(link::set_up(&found))?;
         Ok(Ensured::Created)
     }
 
@@ -36,7 +36,7 @@ impl Loopback {
         if world.has_pod()? {
             let pod = world.pod()?;
             let found = pod.existing_link(NAME)?;
-            pod.rtnl()?.execute_one(link::set_up(&found, false))?;
+            pod.rtnl()?.execute_one(link::set_down(&found))?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ impl PodLinkUp {
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
         let pod = world.pod()?;
         let found = pod.existing_link(&self.ifname)?;
-        pod.rtnl()?.execute_one(link::set_up(&found, true))?;
+        pod.rtnl()?.execute_one(link::set_up(&found))?;
         Ok(Ensured::Present)
     }
 

@@ -4,7 +4,7 @@ use log::debug;
 use serde::{Deserialize, Serialize};
 
 use super::{Ensured, Finding, World};
-use crate::net::rtnl::address::DuplicateDetection;
+use crate::net::rtnl::Link;
 use crate::net::{self, sysctl};
 
 /// How the pod's kernel treats an interface that has IPv6 addresses.
@@ -20,12 +20,12 @@ impl PodSysctls {
     /// Sets them. They live and die with the interface.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
         let pod = world.pod()?;
-        let has_ipv6 = pod.existing_link(&self.ifname)?.has_ipv6;
-        pod.visit(|| self.set(has_ipv6))??;
+        let found = pod.existing_link(&self.ifname)?;
+        pod.visit(|| self.set(&found))??;
         Ok(Ensured::Present)
     }
 
-    fn set(&self, has_ipv6: bool) -> net::Result<()> {
+    fn set(&self, found: &Link) -> net::Result<()> {
         let ifname = &self.ifname;
         if self.detect_duplicates {
             optional(sysctl::set(&format!("ipv6/conf/{ifname}/enhanced_dad"), "1"));
@@ -36,7 +36,7 @@ impl PodSysctls {
         }
         // Runtimes and node settings may have switched IPv6 off for new namespaces; the pod was given an address. They
         // do so for all links of the namespace, `lo` too.
-        if !has_ipv6 {
+        if !found.has_ipv6 {
             for link in ["lo", ifname] {
                 sysctl::set(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
             }
@@ -65,9 +65,4 @@ fn optional(outcome: net::Result<bool>) {
     if let Err(e) = outcome {
         debug!("{e}");
     }
-}
-
-/// What the kernel is to do about duplicates of addresses that are added.
-pub fn detection(detect_duplicates: bool) -> DuplicateDetection {
-    if detect_duplicates { DuplicateDetection::On } else { DuplicateDetection::Off }
 }

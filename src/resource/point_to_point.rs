@@ -41,7 +41,7 @@ impl PointToPoint {
             .iter()
             .map(|a| address::add_without_route(&found, a.address(), a.prefix_len()))
             .collect();
-        batch.push(link::set_up(&found, true));
+        batch.push(link::set_up(&found));
         batch.extend(self.ways().iter().map(|way| route::add(&found, way)));
         batch.extend(self.addressing.kernel_routes().map(|it| route::add(&found, &it)));
         run(pod.rtnl()?, batch)?;

@@ -7,7 +7,8 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{Ensured, Finding, Kept, World};
-use crate::net::rtnl::link::{self, Link, Port, VethPair};
+use crate::net::rtnl::link::{self, Link, Port};
+use crate::net::rtnl::veth_pair::{VethPair, create_veth};
 use crate::net::{Mac, Rtnl, sysctl};
 use crate::spec::digest::sha512_hex;
 use crate::spec::result::IpConfig;
@@ -107,7 +108,7 @@ impl Veth {
         world.pod()?.forget_link();
         for attempt in 0.. {
             let netns = world.pod()?.netns();
-            let request = link::create_veth(&VethPair {
+            let request = create_veth(&VethPair {
                 name: &self.host_name,
                 mac: self.host_mac,
                 master,

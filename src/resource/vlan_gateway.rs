@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::veth::mac_from;
 use super::{Ensured, Finding, World, or_undo};
-use crate::net::rtnl::link::{self, VethPair};
+use crate::net::rtnl::link;
+use crate::net::rtnl::veth_pair::{VethPair, create_veth};
 use crate::net::rtnl::vlan::{self, Membership};
 use crate::net::{Mac, sysctl};
 use crate::spec::digest::sha512_hex;
@@ -51,7 +52,7 @@ impl VlanGateway {
         }
         let bridge = world.existing_host_link(&self.bridge)?;
         // The end that is born a port is the bridge's; the peer stays outside and takes the addresses.
-        let request = link::create_veth(&VethPair {
+        let request = create_veth(&VethPair {
             name: &port_name(&name),
             mac: mac_from(&["vlan port", &name, &self.mac.to_string()]),
             master: Some(bridge.index),
@@ -97,7 +98,7 @@ impl VlanGateway {
                 answer?;
             }
         }
-        world.host()?.execute_one(link::set_up(&gateway, true))?;
+        world.host()?.execute_one(link::set_up(&gateway))?;
         world.forget_host_link(&name);
         Ok(())
     }

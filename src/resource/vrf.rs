@@ -48,7 +48,7 @@ impl Vrf {
         match self.find(rtnl)? {
             Some(found) => {
                 if !found.up {
-                    rtnl.execute_one(link::set_up(&found, true))?;
+                    rtnl.execute_one(link::set_up(&found))?;
                 }
                 Ok(Ensured::Present)
             }

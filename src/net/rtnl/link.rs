@@ -1,17 +1,15 @@
 //! Links: network interfaces and how they hang together.
 
-use std::os::fd::AsRawFd;
-
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkMessage};
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVrf};
 
 use super::sublink::Settings;
 use super::{Rtnl, attributes, nested, text_of, u32_of};
 use crate::net::netlink::Message;
 use crate::net::tun::TunInfo;
-use crate::net::{Mac, Netns, Result, kernel_file};
+use crate::net::{Mac, Result, kernel_file};
 
 /// Length of struct ifinfomsg (linux/rtnetlink.h).
 const HEADER: usize = 16;
@@ -180,68 +178,23 @@ fn has_ipv6(families: &[u8]) -> Option<bool> {
     settings.get(4 * DISABLE_IPV6..).and_then(u32_of).map(|disabled| disabled == 0)
 }
 
-/// Both ends of a veth pair, as they are to be born.
-#[derive(Clone, Debug)]
-pub struct VethPair<'a> {
-    /// Name of the end in the namespace of the socket.
-    pub name: &'a str,
-    /// Hardware address of that end.
-    pub mac: Mac,
-    /// Index of the bridge that it becomes a port of, if of any.
-    pub master: Option<u32>,
-    /// MTU of both ends in bytes; `None` for the kernel's choice.
-    pub mtu: Option<u32>,
-    /// Name of the other end.
-    pub peer_name: &'a str,
-    /// Hardware address of the other end.
-    pub peer_mac: Mac,
-    /// Namespace of the other end; `None` for the socket's own.
-    pub peer_netns: Option<&'a Netns>,
-}
-
 /// The request for a bridge, which is born up. The MAC is its own: without one, the bridge would take the lowest of its
 /// ports', and change it as pods come and go.
-pub fn create_bridge(name: &str, mac: Mac, mtu: Option<u32>, vlan_filtering: bool) -> Message {
-    let mut builder = LinkBridge::new(name).address(mac.0.to_vec());
-    if let Some(mtu) = mtu {
-        builder = builder.mtu(mtu);
-    }
-    if vlan_filtering {
-        builder = builder.vlan_filtering(true);
-    }
-    create(format!("create bridge {name}"), builder.build())
+pub fn create_bridge(name: &str, mac: Mac, mtu: Option<u32>) -> Message {
+    create(format!("create bridge {name}"), bridge(name, mac, mtu).build())
 }
 
-/// The request for a veth pair, both ends in their final namespaces with their final names: moving an end later
-/// costs a wait for RCU, and renaming races with udev. The first end is born up; the kernel refuses that of the
-/// second (ENOTCONN: the two are not linked yet).
-pub fn create_veth(pair: &VethPair<'_>) -> Message {
-    let mut peer = one_queue(LinkUnspec::new_with_name(pair.peer_name)).address(pair.peer_mac.0.to_vec());
-    let mut builder = one_queue(LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth))
-        .name(pair.name)
-        .address(pair.mac.0.to_vec())
-        .up();
-    if let Some(master) = pair.master {
-        builder = builder.controller(master);
-    }
-    if let Some(netns) = pair.peer_netns {
-        peer = peer.setns_by_fd(netns.as_raw_fd());
-    }
-    if let Some(mtu) = pair.mtu {
-        peer = peer.mtu(mtu);
-        builder = builder.mtu(mtu);
-    }
-    let message = builder.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build()))).build();
-    create(format!("create veth pair {} and {}", pair.name, pair.peer_name), message)
+/// The same for a bridge that filters by VLAN.
+pub fn create_filtering_bridge(name: &str, mac: Mac, mtu: Option<u32>) -> Message {
+    create(format!("create bridge {name}"), bridge(name, mac, mtu).vlan_filtering(true).build())
 }
 
-/// One queue each way, which is what a veth uses. Left to itself, the kernel makes one for each processor, puts all but
-/// the first out of use (`veth_init_queues`, drivers/net/veth.c), and waits for RCU over it with RTNL held, for both
-/// ends.
-fn one_queue(builder: LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec> {
-    builder
-        .append_extra_attribute(LinkAttribute::NumTxQueues(1))
-        .append_extra_attribute(LinkAttribute::NumRxQueues(1))
+fn bridge(name: &str, mac: Mac, mtu: Option<u32>) -> LinkMessageBuilder<LinkBridge> {
+    let builder = LinkBridge::new(name).address(mac.0.to_vec());
+    match mtu {
+        Some(mtu) => builder.mtu(mtu),
+        None => builder,
+    }
 }
 
 /// The request for a link that gives the host back what is sent by it, as if it had been received: where packets go that
@@ -257,15 +210,18 @@ pub fn create_ifb(name: &str, mac: Mac, mtu: u32) -> Message {
     create(format!("create link {name} (ifb)"), message)
 }
 
-fn create(deed: String, link: LinkMessage) -> Message {
+pub(super) fn create(deed: String, link: LinkMessage) -> Message {
     Message::new(deed, NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(link))
 }
 
-/// The request that sets a link up or down.
-pub fn set_up(link: &Link, up: bool) -> Message {
-    let builder = LinkUnspec::new_with_index(link.index);
-    let (builder, word) = if up { (builder.up(), "up") } else { (builder.down(), "down") };
-    change(format!("set link {} {word}", link.name), builder.build())
+/// The request that sets a link up.
+pub fn set_up(link: &Link) -> Message {
+    change(format!("set link {} up", link.name), LinkUnspec::new_with_index(link.index).up().build())
+}
+
+/// The request that sets a link down.
+pub fn set_down(link: &Link) -> Message {
+    change(format!("set link {} down", link.name), LinkUnspec::new_with_index(link.index).down().build())
 }
 
 /// The request that makes a link receive all packets.

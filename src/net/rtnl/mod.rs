@@ -16,6 +16,7 @@ pub mod removal;
 pub mod route;
 pub mod rule;
 pub mod sublink;
+pub mod veth_pair;
 pub mod vlan;
 
 use std::os::fd::{AsFd, BorrowedFd};

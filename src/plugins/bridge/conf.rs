@@ -86,6 +86,7 @@ impl Bridge {
     /// Decides on everything that the configuration says.
     pub(super) fn parse(request: &Request) -> Result<Self, CniError> {
         let conf: Conf = request.config.decode()?;
+        let vlans = conf.vlans()?;
         let mut pod = PodInterface::parse(request, conf.dns)?;
         pod.detect_duplicates = conf.enabledad;
         request.config.delegate_timeout()?;
@@ -107,7 +108,6 @@ impl Bridge {
                 "spoofGuard: cannot be without ipam, which says what addresses the pod may send from",
             ));
         }
-        let vlans = vlans(conf.vlan, conf.vlan_trunk.as_deref(), conf.preserve_default_vlan)?;
         if let Some(vid) = vlans.as_ref().and_then(|v| v.access) {
             let link = vlan_gateway::link_name(&name, vid);
             if conf.is_gateway || conf.is_default_gateway {
@@ -139,17 +139,20 @@ impl Bridge {
     }
 }
 
-fn vlans(access: i64, trunk: Option<&[TrunkConf]>, keep_default: bool) -> Result<Option<Vlans>, CniError> {
-    if !(0..=VLAN_MAX).contains(&access) {
-        let msg = format!("vlan: invalid VLAN ID {access} (must be between 0 and {VLAN_MAX})");
-        return Err(CniError::config(msg));
+impl Conf {
+    /// What `vlan`, `vlanTrunk` and `preserveDefaultVlan` say; `None` without either of the first two.
+    fn vlans(&self) -> Result<Option<Vlans>, CniError> {
+        if !(0..=VLAN_MAX).contains(&self.vlan) {
+            let msg = format!("vlan: invalid VLAN ID {} (must be between 0 and {VLAN_MAX})", self.vlan);
+            return Err(CniError::config(msg));
+        }
+        let access = u16::try_from(self.vlan).ok().filter(|vid| *vid != 0);
+        let trunk = self.vlan_trunk.as_deref().map(trunk_ids).transpose()?;
+        if access.is_none() && trunk.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Vlans { access, trunk, keep_default: self.preserve_default_vlan }))
     }
-    let access = u16::try_from(access).ok().filter(|vid| *vid != 0);
-    let trunk = trunk.map(trunk_ids).transpose()?;
-    if access.is_none() && trunk.is_none() {
-        return Ok(None);
-    }
-    Ok(Some(Vlans { access, trunk, keep_default }))
 }
 
 /// All VLANs of a trunk, ascending, each once.
