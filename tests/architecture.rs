@@ -67,6 +67,24 @@ fn the_table_has_no_circle() {
     }
 }
 
+/// What is longer is about more than one thing.
+const LINES_MAX: usize = 500;
+
+#[test]
+fn no_file_is_long() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let parts =
+        ["src", "tests", "conformance/src", "fuzz/fuzz_targets"].map(|part| rust_files(&root.join(part)));
+    let long: Vec<String> = parts
+        .iter()
+        .flatten()
+        .map(|file| (file, fs::read_to_string(file).unwrap().lines().count()))
+        .filter(|(_, lines)| *lines >= LINES_MAX)
+        .map(|(file, lines)| format!("{} ({lines})", file.display()))
+        .collect();
+    assert!(long.is_empty(), "files of {LINES_MAX} lines or more:\n{}", long.join("\n"));
+}
+
 #[test]
 fn the_judge_links_nothing_of_what_it_judges() {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance/Cargo.toml");
