@@ -3,6 +3,7 @@
 mod failures;
 mod keeping;
 pub mod server;
+mod uplink;
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -48,6 +49,9 @@ pub(super) const KEEPING: &[Case] = keeping::CASES;
 
 /// The cases of what fails.
 pub(super) const FAILURES: &[Case] = failures::CASES;
+
+/// The cases of networks that are not this host's own.
+pub(super) const UPLINKS: &[Case] = uplink::CASES;
 
 /// Long enough to last as long as a case.
 const LONG: server::Times = [100, 150, 200];

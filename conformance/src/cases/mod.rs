@@ -142,6 +142,7 @@ pub fn all() -> Vec<Case> {
         dhcp::CASES,
         dhcp::KEEPING,
         dhcp::FAILURES,
+        dhcp::UPLINKS,
         sublinks::VLAN,
         vlan::CASES,
         sublinks::IPVLAN,
