@@ -12,11 +12,13 @@ use crate::case::Need;
 use crate::expect::{contains, equal, holds, list_at, same_json, text_at};
 use crate::sandbox::{REFERENCE, Sandbox};
 
+mod classifier;
 mod drift;
 mod errors;
 mod lifecycle;
 mod rate;
 
+use classifier::*;
 use drift::*;
 use errors::*;
 use lifecycle::*;
@@ -44,6 +46,11 @@ cases! {
         a_pod_receives_at_its_rate needs [PLUGIN, TC];
         a_pod_sends_at_its_rate needs [PLUGIN, TC, IFB];
         other_pods_are_as_fast_as_ever needs [PLUGIN, TC, IFB];
+    }
+    "bandwidth/classifier" {
+        it_is_matchall_where_there_is_one needs [TOOL, PLUGIN, TC, IFB];
+        it_is_u32_where_nothing_tells_of_matchall needs [TOOL, PLUGIN, TC, IFB];
+        what_files_tell_need_not_be_true needs [TOOL, PLUGIN, TC, IFB];
     }
     "bandwidth/interfaces" {
         the_link_is_that_of_this_interface needs [PLUGIN, TC, IFB];
