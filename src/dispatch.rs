@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::plan::{self, Records, Resting};
 use crate::plugins::{PluginType, bridge};
 use crate::resource::World;
-use crate::resource::announcement::Pending;
+use crate::resource::aftermath::Aftermath;
 use crate::spec::config::{MAX_BYTES, ValidAttachments};
 use crate::spec::request::Environment;
 use crate::spec::{CniError, CniResult, Code, Command, NetConf, Prefix, Request, version};
@@ -44,7 +44,7 @@ pub fn run(plugin: &PluginType) -> ExitCode {
     let is_told = Cell::new(false);
     match caught(|| serve(plugin, &environment, &mut cni_version, &is_told)) {
         Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(pending)) => pending.send_at_the_end(),
+        Ok(Some(aftermath)) => aftermath.end(),
         // The attachment is there, and the caller knows of it.
         Err(error) if is_told.get() => {
             log::error!("{error}");
@@ -78,7 +78,7 @@ pub fn attach(
     plugin: &PluginType,
     request: &Request,
     tell: impl FnOnce(&CniResult) -> anyhow::Result<()>,
-) -> Result<Option<Pending>, CniError> {
+) -> Result<Option<Aftermath>, CniError> {
     let mut world = World::new(request, STATE.into());
     if let Some(path) = own_netns(&mut world)? {
         let msg = format!("network namespace {path} is the one that the plugin itself runs in");
@@ -88,7 +88,7 @@ pub fn attach(
     let records = Records::new(Path::new(STATE), plugin.name);
     plan::add(wanted.as_ref(), &records, &mut world, tell)
         .map_err(|error| CniError::from_chain(&error, Code::Kernel))?;
-    Ok(world.take_announcements())
+    Ok(world.take_aftermath())
 }
 
 /// DEL for such a caller.
@@ -132,7 +132,7 @@ fn serve(
     environment: &Environment,
     cni_version: &mut Option<String>,
     is_told: &Cell<bool>,
-) -> Result<Option<Pending>, CniError> {
+) -> Result<Option<Aftermath>, CniError> {
     environment.check()?;
     let command = Command::parse(&environment.command);
     if command == Some(Command::Version) {
@@ -169,7 +169,7 @@ fn serve(
         Command::Status | Command::Version => verb.status(&mut world),
     };
     outcome.map_err(|error| CniError::from_chain(&error, Code::Kernel))?;
-    Ok(world.take_announcements())
+    Ok(world.take_aftermath())
 }
 
 /// A call whose verb is known.

@@ -95,7 +95,7 @@ pub fn run(verb: Verb, mut arguments: impl Iterator<Item = OsString>) -> ExitCod
     });
     match outcome {
         Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(pending)) => pending.send_at_the_end(),
+        Ok(Some(aftermath)) => aftermath.end(),
         Err(error) => {
             answer(&json!({"error": error.to_string()})).unwrap_or_else(|_| log::error!("{error}"));
             ExitCode::FAILURE

@@ -1,12 +1,11 @@
 //! The announcement of a pod's addresses to its neighbours.
 
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Ensured, Finding, World};
-use crate::net::{Frame, Mac, Netns, child};
+use crate::net::{Frame, Mac};
 
 /// A pod that tells its neighbours that it has its addresses now: by gratuitous ARP, and by unsolicited neighbour
 /// advertisements. It comes last, when the bridge port carries packets.
@@ -25,14 +24,6 @@ pub struct Announcement {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Announcements that wait for the caller to have its answer.
-#[derive(Debug)]
-pub struct Pending {
-    pub(super) netns: Netns,
-    pub(super) link: u32,
-    pub(super) frames: Vec<Frame>,
-}
-
 impl Announcement {
     /// Has the addresses announced at the end of the call, if it succeeds.
     pub fn ensure(&self, world: &mut World<'_>) -> anyhow::Result<Ensured> {
@@ -45,15 +36,5 @@ impl Announcement {
     /// Nothing is left of it that could be otherwise.
     pub fn observe(&self, _: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
         Ok(Vec::new())
-    }
-}
-
-impl Pending {
-    /// Ends this program, which has succeeded, and leaves a child that sends them. Neighbours that do not hear of it find
-    /// out by themselves within seconds, so a failure is passed over.
-    pub fn send_at_the_end(self) -> ! {
-        child::end(0, &[self.netns.as_raw_fd()], || {
-            let _ = self.netns.enter().and_then(|()| Frame::send_all(&self.frames, self.link));
-        })
     }
 }

@@ -5,6 +5,7 @@
 //! what ADD made and not what somebody thinks it made.
 
 pub mod addressing;
+pub mod aftermath;
 pub mod announcement;
 pub mod bridge;
 pub mod bridge_use;

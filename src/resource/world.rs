@@ -4,18 +4,18 @@ use std::fs::OpenOptions;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::FileLock;
 use super::StateDirectory;
-use super::announcement::Pending;
+use super::aftermath::{Aftermath, Announcing, Closing, time_to_free, wait_for_deletions};
 use super::bridge_use::BridgeUse;
 use crate::ipam::flock::Mode;
-use crate::net::nft::{self, Nft};
+use crate::net::nft::Nft;
 use crate::net::rtnl::Address;
 use crate::net::rtnl::removal::{self, Afterwards};
 use crate::net::{self, Frame, Link, Netns, Rtnl, conntrack};
@@ -239,10 +239,31 @@ impl World<'_> {
         self.announcements = Some((link, frames)).filter(|(_, frames)| !frames.is_empty());
     }
 
-    /// What is left to be announced, and the pod's namespace with it.
-    pub fn take_announcements(&mut self) -> Option<Pending> {
+    /// What is left to be done when the caller has the answer of this call, which has succeeded.
+    pub fn take_aftermath(&mut self) -> Option<Aftermath> {
+        let aftermath = Aftermath { announcing: self.take_announcing(), closing: self.take_closing() };
+        (aftermath.announcing.is_some() || aftermath.closing.is_some()).then_some(aftermath)
+    }
+
+    fn take_announcing(&mut self) -> Option<Announcing> {
         let (link, frames) = self.announcements.take()?;
-        Some(Pending { netns: self.pod.take()?.netns, link, frames })
+        let Pod { netns, home, .. } = self.pod.take()?;
+        Some(Announcing { netns, home, link, frames })
+    }
+
+    /// The connection to nf_tables, if it must not be closed at once.
+    fn take_closing(&mut self) -> Option<Closing> {
+        // Where there was no link to be removed.
+        if let Some(nft) = forget_connections(&std::mem::take(&mut self.connections)) {
+            self.nft.get_or_insert(nft);
+        }
+        let nft = self.nft.take()?;
+        let mark = self.deletion_mark();
+        if nft.has_deleted() {
+            self.mark_deletion();
+        }
+        let holds_up = nft.has_deleted() || !time_to_free(&mark).is_zero();
+        (holds_up && !self.child_has_nft).then_some(Closing { nft, mark })
     }
 
     /// Deletes a link of the pod.
@@ -306,44 +327,10 @@ fn forget_connections(addresses: &[IpAddr]) -> Option<Nft> {
     None
 }
 
-/// How long the kernel may still have to free what was deleted from nf_tables.
-fn time_to_free(mark: &Path) -> Duration {
-    let age = std::fs::metadata(mark).and_then(|m| m.modified()).map(|time| time.elapsed());
-    // A time that lies ahead of the clock says nothing.
-    age.ok().and_then(Result::ok).map_or(Duration::ZERO, |age| nft::FREED.saturating_sub(age))
-}
-
-/// Longest wait of a child until nobody deletes anything from nf_tables.
-const QUIET_DEADLINE: Duration = Duration::from_secs(1);
-
-/// Waits until nothing is left to be freed: neither of this call nor of those that follow closely, who would be held up.
-fn wait_for_deletions(mark: &Path) {
-    let deadline = Instant::now() + QUIET_DEADLINE;
-    // The mark of this call may not be there yet.
-    std::thread::sleep(nft::FREED);
-    loop {
-        let left = time_to_free(mark).min(deadline.saturating_duration_since(Instant::now()));
-        if left.is_zero() {
-            return;
-        }
-        std::thread::sleep(left);
-    }
-}
-
 impl Drop for World<'_> {
     fn drop(&mut self) {
-        // Where there was no link to be removed.
-        if let Some(nft) = forget_connections(&std::mem::take(&mut self.connections)) {
-            self.nft.get_or_insert(nft);
-        }
-        let Some(nft) = self.nft.take() else { return };
-        let mark = self.deletion_mark();
-        if nft.has_deleted() {
-            self.mark_deletion();
-        }
-        let holds_up = nft.has_deleted() || !time_to_free(&mark).is_zero();
-        if holds_up && !self.child_has_nft {
-            nft.close_later(|| wait_for_deletions(&mark));
+        if let Some(closing) = self.take_closing() {
+            closing.later();
         }
     }
 }
