@@ -78,8 +78,8 @@ impl Sandbox {
         }
         empty_directory(Path::new("/var/lib"), "cni")?;
         empty_directory(Path::new("/etc"), "cni")?;
-        if getpid().as_raw() == 1 {
-            // The process namespace is new, so the machine's /proc would show strangers.
+        if fs::read_link("/proc/self").ok().is_none_or(|own| own != Path::new(&getpid().to_string())) {
+            // The process namespace is new, and what is mounted shows that of strangers.
             mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>)
                 .context("cannot mount /proc")?;
         }

@@ -3,15 +3,18 @@
 //!
 //! * [`scenario`]: the networks
 //! * [`calls`], [`fault`], [`point`]: where what can go wrong
-//! * [`tracer`], [`registers`]: a program that runs another and disturbs it
+//! * [`tracer`], [`registers`], [`memory`]: a program that runs another and disturbs it
+//! * [`request`]: what is asked of the kernel by netlink, and how it answers
 //! * [`verdict`]: what must hold afterwards
 //! * [`worker`], [`report`]: going through all points, each in namespaces of its own, and the account
 
 mod calls;
 mod fault;
+mod memory;
 mod point;
 mod registers;
 mod report;
+mod request;
 mod scenario;
 mod tracer;
 mod verdict;

@@ -1,15 +1,16 @@
-//! A point of a program's run: one system call, and what it is about.
+//! A point of a program's run: one system call, or one of the requests in it, and what it is about.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::calls::Watched;
+use crate::memory::{self, text};
+use crate::request::Request;
 
-/// One system call of one of a program's processes.
+/// One system call of one of a program's processes, or a request to the kernel in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Point {
     /// Which process: 0 for the program, 1 for the first that it or its children forked, ...
@@ -20,6 +21,8 @@ pub(crate) struct Point {
     pub(crate) call: String,
     /// What it is about, for people.
     pub(crate) about: String,
+    /// Which request of those that it sends; `None` is the call itself.
+    pub(crate) request: Option<Request>,
 }
 
 impl std::fmt::Display for Point {
@@ -31,7 +34,8 @@ impl std::fmt::Display for Point {
 impl Point {
     /// As one line of a log.
     pub(crate) fn encode(&self) -> String {
-        json!([self.process, self.number, self.call, self.about]).to_string()
+        let request = self.request.map(|it| json!([it.index, it.kind, it.flags, it.is_netfilter]));
+        json!([self.process, self.number, self.call, self.about, request]).to_string()
     }
 
     /// From a line of a log.
@@ -39,8 +43,15 @@ impl Point {
         let value: Value = serde_json::from_str(line)?;
         let number = |i: usize| value[i].as_u64().and_then(|n| usize::try_from(n).ok());
         let text = |i: usize| value[i].as_str().map(str::to_owned);
-        let point =
-            || Some(Self { process: number(0)?, number: number(1)?, call: text(2)?, about: text(3)? });
+        let half = |i: usize| value[4][i].as_u64().and_then(|n| u16::try_from(n).ok());
+        let request = || {
+            let index = value[4][0].as_u64().and_then(|n| usize::try_from(n).ok())?;
+            Some(Request { index, kind: half(1)?, flags: half(2)?, is_netfilter: value[4][3].as_bool()? })
+        };
+        let point = || {
+            let (process, number) = (number(0)?, number(1)?);
+            Some(Self { process, number, call: text(2)?, about: text(3)?, request: request() })
+        };
         point().with_context(|| format!("no point: {line}"))
     }
 }
@@ -60,9 +71,8 @@ pub(crate) fn about(pid: Pid, call: &Watched, arguments: &[u64; 6]) -> String {
         "linkat" | "renameat" | "renameat2" => {
             format!("{} to {}", text(pid, arguments[1]), text(pid, arguments[3]))
         }
-        "sendto" => format!("{}, {}", descriptor(arguments[0]), messages(pid, arguments[1], arguments[2])),
         "write" | "pwrite64" => {
-            let bytes = memory(pid, arguments[1], arguments[2].min(24));
+            let bytes = memory::read(pid, arguments[1], arguments[2].min(24));
             format!("{}, {:?}", descriptor(arguments[0]), String::from_utf8_lossy(&bytes))
         }
         "socket" => format!("family {} protocol {}", arguments[0], arguments[2]),
@@ -76,67 +86,4 @@ pub(crate) fn about(pid: Pid, call: &Watched, arguments: &[u64; 6]) -> String {
         }
         _ => descriptor(arguments[0]),
     }
-}
-
-fn memory(pid: Pid, address: u64, len: u64) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
-    let read = fs::File::open(format!("/proc/{pid}/mem")).and_then(|file| file.read_at(&mut bytes, address));
-    bytes.truncate(read.unwrap_or_default());
-    bytes
-}
-
-/// A C string.
-fn text(pid: Pid, address: u64) -> String {
-    let bytes = memory(pid, address, 256);
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
-}
-
-/// The types of the netlink messages in a buffer (struct nlmsghdr, linux/netlink.h).
-fn messages(pid: Pid, address: u64, len: u64) -> String {
-    let bytes = memory(pid, address, len.min(4096));
-    let (mut kinds, mut at) = (Vec::new(), 0);
-    while let (Some(len), Some(kind)) = (bytes.get(at..at + 4), bytes.get(at + 4..at + 6)) {
-        let len = u32::from_ne_bytes([len[0], len[1], len[2], len[3]]) as usize;
-        kinds.push(kind_name(u16::from_ne_bytes([kind[0], kind[1]])));
-        if len < 16 {
-            break;
-        }
-        at += len.next_multiple_of(4);
-    }
-    kinds.join("+")
-}
-
-/// Names of linux/rtnetlink.h and linux/netfilter/nf_tables.h.
-fn kind_name(kind: u16) -> String {
-    let object = |number: u16, names: &[&str], verbs: &[&str], step: u16| {
-        let name = names.get(usize::from(number / step))?;
-        let verb = verbs.get(usize::from(number % step))?;
-        Some(format!("{verb}{name}"))
-    };
-    let known = match kind {
-        16..=31 => object(kind - 16, &["LINK", "ADDR", "ROUTE", "NEIGH"], &["NEW", "DEL", "GET", "SET"], 4),
-        0x0a00..=0x0aff => {
-            const NAMES: [&str; 15] = [
-                "NEWTABLE",
-                "GETTABLE",
-                "DELTABLE",
-                "NEWCHAIN",
-                "GETCHAIN",
-                "DELCHAIN",
-                "NEWRULE",
-                "GETRULE",
-                "DELRULE",
-                "NEWSET",
-                "GETSET",
-                "DELSET",
-                "NEWSETELEM",
-                "GETSETELEM",
-                "DELSETELEM",
-            ];
-            NAMES.get(usize::from(kind & 0xff)).map(|name| (*name).to_owned())
-        }
-        _ => None,
-    };
-    known.unwrap_or_else(|| format!("{kind:#x}"))
 }

@@ -11,7 +11,8 @@ use nix::unistd::Pid;
 const GET_SYSCALL_INFO: i32 = 0x420e;
 const ENTRY: u8 = 1;
 
-/// struct ptrace_syscall_info, with the part for an entry; C libraries other than GNU's do not declare it.
+/// struct ptrace_syscall_info, with the part for an entry; C libraries other than GNU's do not declare it. After a call,
+/// its result stands where its number was.
 #[repr(C)]
 struct Info {
     op: u8,
@@ -33,7 +34,10 @@ pub(crate) enum Stop {
         arguments: [u64; 6],
     },
     /// After it.
-    Exit,
+    Exit {
+        /// What it gives, or an error below zero.
+        result: i64,
+    },
 }
 
 /// On which side of a system call a thread has stopped.
@@ -47,7 +51,7 @@ pub(crate) fn stop(pid: Pid) -> Result<Stop> {
     let info = unsafe { info.assume_init() };
     Ok(match info.op {
         ENTRY => Stop::Entry { number: info.number, arguments: info.arguments },
-        _ => Stop::Exit,
+        _ => Stop::Exit { result: info.number.cast_signed() },
     })
 }
 

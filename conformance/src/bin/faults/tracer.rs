@@ -22,6 +22,7 @@ use crate::calls::{Effect, Watched};
 use crate::fault::Injection;
 use crate::point::{Point, about};
 use crate::registers;
+use crate::request::{self, Disturbed, Reply, Seen};
 
 /// Variables that tell a tracer what to do. Everything else it is given goes to the program as it is.
 pub(crate) const PROGRAM: &str = "FAULTS_PROGRAM";
@@ -46,13 +47,18 @@ pub(crate) fn encode(injection: Injection) -> String {
         Injection::Kill => "kill".to_owned(),
         Injection::Error(errno, Effect::Instead) => format!("instead {}", errno as i32),
         Injection::Error(errno, Effect::Afterwards) => format!("afterwards {}", errno as i32),
+        Injection::Reply(reply) => reply.encode(),
     }
 }
 
 fn decode(text: &str) -> Result<Injection> {
-    let Some((effect, errno)) = text.split_once(' ') else { return Ok(Injection::Kill) };
-    let effect = if effect == "afterwards" { Effect::Afterwards } else { Effect::Instead };
-    Ok(Injection::Error(Errno::from_raw(errno.parse()?), effect))
+    let Some((word, errno)) = text.split_once(' ') else { return Ok(Injection::Kill) };
+    let errno = errno.parse()?;
+    if let Some(reply) = Reply::decode(word, errno) {
+        return Ok(Injection::Reply(reply));
+    }
+    let effect = if word == "afterwards" { Effect::Afterwards } else { Effect::Instead };
+    Ok(Injection::Error(Errno::from_raw(errno), effect))
 }
 
 /// The whole life of a tracer, which stands between a caller and the program; gives the exit status. A program that a
@@ -81,6 +87,7 @@ pub(crate) fn run() -> Result<i32> {
         deadline: Instant::now() + DEADLINE,
         log: File::create(&log).with_context(|| format!("cannot create {log}"))?,
         target,
+        disturbed: None,
         threads: HashMap::new(),
         processes: Vec::new(),
         counts: Vec::new(),
@@ -108,12 +115,16 @@ struct Thread {
     process: usize,
     /// The error that the call it is in is to end with.
     due: Option<Errno>,
+    /// The call that it is in, with its arguments, if that is a watched one.
+    inside: Option<(&'static Watched, [u64; 6])>,
 }
 
 struct Tracer {
     deadline: Instant,
     log: File,
     target: Option<Target>,
+    /// The request whose answer is to be another.
+    disturbed: Option<Disturbed>,
     threads: HashMap<Pid, Thread>,
     /// Process ids in the order in which they appeared.
     processes: Vec<Pid>,
@@ -202,36 +213,83 @@ impl Tracer {
         let Some(thread) = self.threads.get_mut(&pid) else { return Ok(()) };
         let (number, arguments) = match registers::stop(pid)? {
             registers::Stop::Entry { number, arguments } => (number, arguments),
-            registers::Stop::Exit => {
+            registers::Stop::Exit { result } => {
+                let inside = thread.inside.take();
                 if let Some(errno) = thread.due.take() {
                     registers::set_result(pid, -i64::from(errno as i32))?;
+                } else if let Some((call, arguments)) = inside {
+                    self.after(pid, call, &arguments, result)?;
                 }
                 return Ok(());
             }
         };
         let Some(call) = Watched::by_number(number) else { return Ok(()) };
+        thread.inside = Some((call, arguments));
         let process = thread.process;
         self.counts[process] += 1;
         let number = self.counts[process];
-        // If it is another call now, the kernel answered otherwise than before, and the program goes another way.
-        let is_meant = |target: &Target| {
-            (target.point.process, target.point.number) == (process, number) && target.point.call == call.name
+        let requests = request::sent(pid, call.name, &arguments);
+        let mut point =
+            Point { process, number, call: call.name.to_owned(), about: String::new(), request: None };
+        let Some(target) = &self.target else {
+            let names: Vec<String> = requests.iter().map(|sent| sent.request.name()).collect();
+            point.about =
+                format!("{} {}", about(pid, call, &arguments), names.join("+")).trim_end().to_owned();
+            writeln!(self.log, "{}", point.encode())?;
+            for (sent, name) in requests.iter().zip(names) {
+                point.about = format!("{name}, {} of {}", sent.request.index + 1, requests.len());
+                point.request = Some(sent.request);
+                writeln!(self.log, "{}", point.encode())?;
+            }
+            return Ok(());
         };
-        if self.target.as_ref().is_some_and(|target| !is_meant(target)) {
+        // If it is another call now, the kernel answered otherwise than before, and the program goes another way.
+        let meant = &target.point;
+        if (meant.process, meant.number, &meant.call) != (process, number, &point.call) {
             return Ok(());
         }
-        let point =
-            Point { process, number, call: call.name.to_owned(), about: about(pid, call, &arguments) };
-        writeln!(self.log, "{}", point.encode())?;
-        match self.target.as_ref().map(|target| target.injection) {
-            None => {}
-            Some(Injection::Kill) => kill(self.processes[process], Signal::SIGKILL)?,
-            Some(Injection::Error(errno, effect)) => {
-                thread.due = Some(errno);
+        let sent = requests.iter().find(|sent| Some(sent.request) == meant.request);
+        if sent.is_none() && meant.request.is_some() {
+            return Ok(());
+        }
+        let hit = meant.encode();
+        match (target.injection, sent) {
+            (Injection::Kill, _) => kill(self.processes[process], Signal::SIGKILL)?,
+            (Injection::Error(errno, effect), _) => {
+                self.threads.entry(pid).and_modify(|thread| thread.due = Some(errno));
                 if effect == Effect::Instead {
                     registers::skip_call(pid)?;
                 }
             }
+            (Injection::Reply(reply), Some(sent)) => {
+                // What is done of it is only known when the answer is there.
+                self.disturbed = Some(Disturbed::send(pid, arguments[0], sent, reply)?);
+                return Ok(());
+            }
+            (Injection::Reply(_), None) => return Ok(()),
+        }
+        writeln!(self.log, "{hit}")?;
+        Ok(())
+    }
+
+    /// After a watched call into which no error was injected.
+    fn after(&mut self, pid: Pid, call: &Watched, arguments: &[u64; 6], result: i64) -> Result<()> {
+        let (Some(disturbed), Some(target)) = (&mut self.disturbed, &self.target) else { return Ok(()) };
+        match call.name {
+            "sendto" | "sendmsg" => disturbed.is_sent(pid)?,
+            "recvfrom" | "recvmsg" => {
+                let seen = disturbed.received(pid, call.name, arguments, result)?;
+                match seen {
+                    Seen::Other => return Ok(()),
+                    Seen::Answer => {}
+                    Seen::Lost(errno) => {
+                        registers::set_result(pid, -i64::from(errno as i32))?;
+                        self.disturbed = None;
+                    }
+                }
+                writeln!(self.log, "{}", target.point.encode())?;
+            }
+            _ => {}
         }
         Ok(())
     }

@@ -302,7 +302,7 @@ pub(crate) fn judge(
             stage.is_gone(&before, baseline).context("after restore and DEL")?;
             Ok(match status {
                 Some(0) => Kept::Tolerated,
-                Some(_) if fault == Fault::Interruption => bail!("not tolerated: {}", said()),
+                Some(_) if fault.is_to_be_tolerated() => bail!("not tolerated: {}", said()),
                 Some(_) => Kept::Refused,
                 None => Kept::Recovered,
             })
@@ -325,7 +325,7 @@ pub(crate) fn judge(
             stage.is_gone_for_good(&before, baseline, injection).context("although it succeeded")?;
             Ok(Kept::Tolerated)
         }
-        (Some(_), _) if fault == Fault::Interruption => bail!("not tolerated: {}", said()),
+        (Some(_), _) if fault.is_to_be_tolerated() => bail!("not tolerated: {}", said()),
         (Some(_), Verb::Add) => {
             let refusal = answer.refusal()?;
             // The empty tables and chains that all pods share may stay. Nobody could tell whether another is about to

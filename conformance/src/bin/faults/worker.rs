@@ -8,7 +8,6 @@ use conformance::apart::apart;
 use conformance::sandbox::Sandbox;
 use serde_json::{Value, json};
 
-use crate::calls::Watched;
 use crate::fault::{Fault, Injection};
 use crate::point::Point;
 use crate::scenario::Scenario;
@@ -70,8 +69,7 @@ pub(crate) fn run(scenario: &Scenario, verb: Verb, faults: &[Fault], plugins: &P
             .map_err(|error| error.context(format!("{}\n", host.transcript())))?;
         for &fault in faults {
             for point in &baseline.points {
-                let injection = Watched::by_name(&point.call).and_then(|call| fault.injection(call));
-                let Some(injection) = injection else { continue };
+                let Some(injection) = fault.injection(point) else { continue };
                 let trial = attempt(scenario, verb, (fault, point, injection), &baseline, plugins);
                 writeln!(std::io::stdout(), "{}", trial.encode())?;
             }

@@ -8,7 +8,6 @@ use conformance::call::Call;
 use conformance::expect::soon;
 use conformance::sandbox::Sandbox;
 use conformance::snapshot::Snapshot;
-use nix::mount::{MsFlags, mount};
 
 use crate::attachment::{Attachment, Suite};
 use crate::ledger::Counts;
@@ -95,19 +94,11 @@ impl Scenario {
     /// Runs it. The calling process must be single-threaded.
     pub(crate) fn run(&self, limits: &Limits) -> Result<Counts> {
         let text = apart(|| {
-            let settled = learn(&enter(&limits.plugins)?, limits)?;
-            apart(|| Ok((self.run)(self, limits, &enter(&limits.plugins)?, &settled)?.encode()))
+            let settled = learn(&Sandbox::enter(&limits.plugins)?, limits)?;
+            apart(|| Ok((self.run)(self, limits, &Sandbox::enter(&limits.plugins)?, &settled)?.encode()))
         })?;
         Counts::decode(&text).with_context(|| format!("the account of {} is {text:?}", self.name))
     }
-}
-
-/// A host of one's own, with a /proc that shows its processes.
-fn enter(plugins: &Path) -> Result<Sandbox> {
-    let host = Sandbox::enter(plugins)?;
-    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>)
-        .context("cannot mount /proc")?;
-    Ok(host)
 }
 
 /// What stays after ADD and DEL on each network, because all pods share it.
