@@ -51,6 +51,15 @@ impl Call {
         call
     }
 
+    /// The same for another verb of netavark's, which is the first argument.
+    pub fn verb(&self, verb: &str) -> Self {
+        let mut call = self.clone();
+        if let Some(first) = call.arguments.first_mut() {
+            verb.clone_into(first);
+        }
+        call
+    }
+
     /// Sets an environment variable.
     pub fn env(&self, key: &str, value: &str) -> Self {
         let mut call = self.clone();

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::dispatch;
 use crate::registry;
+use crate::spec::names::check_ifname;
 use crate::spec::request::Environment;
 use crate::spec::{CniError, Code, Command, Request};
 use network::Attaching;
@@ -77,6 +78,8 @@ pub fn run(verb: Verb, mut arguments: impl Iterator<Item = OsString>) -> ExitCod
             dispatch::attach(registry::WHOLE, &request, |result| {
                 Ok(answer(&translation::status_block(&request.attachment.ifname, result))?)
             })
+            // No teardown comes after a setup that failed.
+            .inspect_err(|_| remove_unused(&attaching, &request).unwrap_or_else(|e| log::warn!("{e}")))
         }
         Verb::Teardown => {
             let (attaching, netns) = (attaching()?, given(netns)?);
@@ -85,12 +88,7 @@ pub fn run(verb: Verb, mut arguments: impl Iterator<Item = OsString>) -> ExitCod
             dispatch::detach(registry::WHOLE, &request)?;
             // Of containers whose namespace is gone there is no teardown, nor of networks.
             dispatch::collect_dead(registry::WHOLE, &request).unwrap_or_else(|e| log::warn!("{e}"));
-            if let Some(bridge) = attaching.network.bridge() {
-                let subnets = attaching.network.prefixes();
-                dispatch::remove_unused_bridge(&bridge, &subnets, &request)
-                    .unwrap_or_else(|e| log::warn!("{e}"));
-            }
-            Ok(None)
+            remove_unused(&attaching, &request).map(|()| None)
         }
     });
     match outcome {
@@ -101,6 +99,18 @@ pub fn run(verb: Verb, mut arguments: impl Iterator<Item = OsString>) -> ExitCod
             ExitCode::FAILURE
         }
     }
+}
+
+/// Removes what there is for a network, if no container is on it any more. Nobody comes back for it, so what fails for a
+/// moment (`EBUSY`) is tried again.
+fn remove_unused(attaching: &Attaching, request: &Request) -> Result<(), CniError> {
+    // A file has its name, and nobody has checked this network.
+    let Some(bridge) = attaching.network.bridge().filter(|name| check_ifname(name).is_ok()) else {
+        return Ok(());
+    };
+    let subnets = attaching.network.prefixes();
+    let remove = || dispatch::remove_unused_bridge(&bridge, &subnets, request);
+    remove().or_else(|_| remove())
 }
 
 fn answer(value: &Value) -> Result<(), CniError> {

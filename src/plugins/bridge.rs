@@ -323,38 +323,58 @@ impl Plugin for Bridge {
 }
 
 /// Removes a bridge that an ADD has made in this boot, if no pod is on it any more and no other call is about to attach
-/// one, and what there is for its subnets. DEL leaves them, as the reference does; this is for a runtime whose networks
-/// come and go.
+/// one, and what there is for its subnets, which an ADD that failed has left too. DEL leaves them, as the reference does;
+/// this is for a runtime whose networks come and go.
 pub fn remove_unused(name: &str, subnets: &[Prefix], world: &mut World<'_>) -> anyhow::Result<()> {
     let own_mac = new_bridge_mac(name, world.home()?.identity())?;
-    let is_own = |link: &Link| link.kind == "bridge" && link.mac == Some(own_mac);
     // Most calls leave others there, and need not wait to be alone.
-    let Some(found) = world.host_link(name)?.filter(is_own) else { return Ok(()) };
-    if vlan_gateways_alone(&found, world)?.is_none() {
+    if let Unused::No = look_at(name, own_mac, world)? {
         return Ok(());
     }
     world.use_bridge(name, Mode::Exclusive)?;
     world.forget_host_link(name);
-    let Some(found) = world.host_link(name)?.filter(is_own) else { return Ok(()) };
-    let Some(gateways) = vlan_gateways_alone(&found, world)? else { return Ok(()) };
-    for gateway in gateways {
-        world.remove_host_link(&gateway)?;
+    match look_at(name, own_mac, world)? {
+        Unused::No => return Ok(()),
+        Unused::Gone => {}
+        Unused::But(gateways) => {
+            for gateway in gateways {
+                world.remove_host_link(&gateway)?;
+            }
+            let bridge = resource::Bridge {
+                name: name.to_owned(),
+                mac: own_mac,
+                mtu: None,
+                promiscuous: false,
+                vlan_filtering: false,
+            };
+            bridge.remove(world)?;
+            if world.host_link(name)?.is_some() {
+                return Ok(());
+            }
+        }
     }
-    let bridge = resource::Bridge {
-        name: name.to_owned(),
-        mac: own_mac,
-        mtu: None,
-        promiscuous: false,
-        vlan_filtering: false,
-    };
-    bridge.remove(world)?;
-    if world.host_link(name)?.is_some() {
-        return Ok(());
-    }
-    let outcome = resource::Masquerade::remove_empty(subnets, world)
-        .and_then(|()| resource::PortMappings::remove_empty(subnets, world));
+    resource::Masquerade::remove_empty(subnets, world)?;
+    resource::PortMappings::remove_empty(subnets, world)?;
     world.end_bridge_use();
-    outcome
+    Ok(())
+}
+
+/// Whether a bridge can be removed.
+enum Unused {
+    /// It is somebody else's, or has pods.
+    No,
+    /// It is gone.
+    Gone,
+    /// It has no ports but those of these links, which go with it.
+    But(Vec<Link>),
+}
+
+fn look_at(name: &str, own_mac: Mac, world: &mut World<'_>) -> anyhow::Result<Unused> {
+    let Some(found) = world.host_link(name)? else { return Ok(Unused::Gone) };
+    if found.kind != "bridge" || found.mac != Some(own_mac) {
+        return Ok(Unused::No);
+    }
+    Ok(vlan_gateways_alone(&found, world)?.map_or(Unused::No, Unused::But))
 }
 
 /// The links with the gateway addresses of VLANs, if a bridge has no other ports than theirs.

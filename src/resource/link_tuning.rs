@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::link_backup::LinkBackup;
 use super::{Ensured, Finding, World};
+use crate::net::Error;
 use crate::net::netlink::Message;
 use crate::net::rtnl::link::{self, Link};
 use crate::spec::{Attachment, Command};
 
 pub use super::link_backup::Attributes;
+
+/// How often it is tried to make a link what it was.
+const SET_BACK_TRIES: usize = 2;
 
 /// Attributes of a pod's link that others have made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,9 +106,7 @@ impl LinkTuning {
         }
         let Some((found, netns)) = link else { return Ok(backup.delete()?) };
         let had = self.had.clone().unwrap_or_else(|| backup.read());
-        let batch = changes(&found, &had);
-        let answers = if batch.is_empty() { Vec::new() } else { world.pod()?.rtnl()?.execute(batch)? };
-        for error in answers.into_iter().filter_map(Result::err) {
+        for error in set_back(&found, &had, world)? {
             if is_add {
                 return Err(error).context(format!("make the pod's interface {} what it was", found.name));
             }
@@ -121,6 +123,27 @@ impl LinkTuning {
     fn backup(&self) -> LinkBackup {
         LinkBackup::of(&self.attachment, &self.backups)
     }
+}
+
+/// Makes a link be so, and says what could not be done. What somebody else was at (`EBUSY`), or had no memory, is done at
+/// the second attempt: nobody comes back for it after a DEL.
+fn set_back(found: &Link, had: &Attributes, world: &mut World<'_>) -> anyhow::Result<Vec<Error>> {
+    let mut errors = Vec::new();
+    let mut found = Some(found.clone());
+    for _ in 0..SET_BACK_TRIES {
+        let Some(link) = &found else { return Ok(Vec::new()) };
+        let batch = changes(link, had);
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rtnl = world.pod()?.rtnl()?;
+        errors = rtnl.execute(batch)?.into_iter().filter_map(Result::err).collect();
+        if errors.is_empty() {
+            break;
+        }
+        found = rtnl.link(&link.name)?;
+    }
+    Ok(errors)
 }
 
 /// The requests that make a link be so.

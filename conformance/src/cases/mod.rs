@@ -57,7 +57,7 @@ mod ipvlan;
 mod loopback;
 mod macvlan;
 mod mutations;
-mod netavark;
+pub mod netavark;
 mod netavark_leftovers;
 mod netavark_packets;
 mod portmap;

@@ -45,7 +45,7 @@ const ID: &str = "2f259bab93aaaaa2542ba43ef33eb990d0999ee1b9924b557b7be53c0b7a1b
 pub(super) const BRIDGE: &str = "nv0";
 
 /// 10.80.0.0/24 as netavark describes a network.
-pub(super) fn network() -> Value {
+pub fn network() -> Value {
     json!({
         "dns_enabled": false, "driver": "bridgehead", "id": ID, "internal": false, "ipv6_enabled": false, "name": "n1",
         "network_interface": BRIDGE, "options": null, "ipam_options": null,
@@ -62,7 +62,7 @@ pub(super) fn other_network() -> Value {
 
 /// A container, and what it wants of a network.
 #[derive(Clone, Debug)]
-pub(super) struct Container {
+pub struct Container {
     netns: String,
     driver: &'static str,
     pub(super) input: Value,
@@ -70,7 +70,7 @@ pub(super) struct Container {
 
 impl Container {
     /// A container with `eth0` on a network, and no more wishes.
-    pub(super) fn new(id: &str, pod: &Pod, network: Value) -> Self {
+    pub fn new(id: &str, pod: &Pod, network: Value) -> Self {
         let input = json!({
             "container_id": id, "container_name": id, "port_mappings": null, "network": network,
             "network_options": {
@@ -90,12 +90,12 @@ impl Container {
     }
 
     /// The same with an address that podman has chosen.
-    pub(super) fn address(&self, address: &str) -> Self {
+    pub fn address(&self, address: &str) -> Self {
         self.set("/network_options/static_ips", json!([address]))
     }
 
     /// The same with a published port.
-    pub(super) fn port(&self, host_port: u16, container_port: u16, protocol: &str) -> Self {
+    pub fn port(&self, host_port: u16, container_port: u16, protocol: &str) -> Self {
         self.set(
             "/port_mappings",
             json!([{"container_port": container_port, "host_ip": "", "host_port": host_port, "protocol": protocol, "range": 1}]),
@@ -113,7 +113,7 @@ impl Container {
     }
 
     /// The call of a verb, as netavark makes it.
-    pub(super) fn call(&self, verb: &str, host: &Sandbox) -> Call {
+    pub fn call(&self, verb: &str, host: &Sandbox) -> Call {
         if let Some(id) =
             self.input["container_id"].as_str().filter(|id| id.starts_with(char::is_alphanumeric))
         {
@@ -148,7 +148,7 @@ fn create(network: &Value, host: &Sandbox) -> Result<Answer> {
 }
 
 /// What podman shows: the only key of an object, and exit status 1.
-pub(super) fn error_of(answer: &Answer) -> Result<String> {
+pub fn error_of(answer: &Answer) -> Result<String> {
     equal("exit status", answer.status(), Some(1))?;
     let error = answer.json().cloned().unwrap_or_default();
     let keys: Vec<&String> = error.as_object().into_iter().flatten().map(|(key, _)| key).collect();

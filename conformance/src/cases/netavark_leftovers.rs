@@ -1,16 +1,18 @@
 //! netavark's plugin interface: what is left, by `teardown` and by errors.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::cases;
 use super::netavark::{BRIDGE, Container, WHOLE, error_of, network, other_network};
+use super::networks::with;
 use crate::case::Need;
-use crate::expect::{contains, equal};
+use crate::expect::{contains, equal, holds};
 use crate::pod::Pod;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{SCRATCH, Sandbox};
 use crate::snapshot::Snapshot;
 
 cases! {
@@ -22,6 +24,8 @@ cases! {
         the_last_one_takes_the_bridge_along needs [WHOLE, Need::Nftables];
         a_bridge_of_somebody_else_stays needs [WHOLE, Need::Nftables];
         it_removes_what_the_dead_have_left needs [WHOLE, Need::Nftables];
+        what_a_first_setup_that_fails_has_made_goes_with_it needs [WHOLE, Need::Nftables];
+        no_path_is_made_of_what_a_bridge_cannot_be_called needs [WHOLE];
     }
     "netavark/errors" {
         they_have_one_key_and_change_nothing needs [WHOLE, Need::Nftables];
@@ -156,6 +160,35 @@ fn it_removes_what_the_dead_have_left(host: &Sandbox) -> Result<()> {
     container.setup(host)?;
     container.teardown(host)?;
     before.restored(host, &[])
+}
+
+fn what_a_first_setup_that_fails_has_made_goes_with_it(host: &Sandbox) -> Result<()> {
+    // All that containers share is there, and what is of one network goes with the last.
+    let other = Container::new("c0", &host.pod("other")?, other_network()).port(9090, 80, "udp");
+    other.setup(host)?;
+    let pod = host.pod("a")?;
+    pod.ip_set("link add eth0 type veth peer name in-the-way")?;
+    let before = Snapshot::take(host, &[&pod])?;
+    let container = Container::new("c1", &pod, network()).address("10.80.0.9").port(8080, 80, "udp");
+    contains("the error", &container.refused(host)?, "eth0")?;
+    before.restored(host, &[&pod])?;
+    // A network that has a container keeps what that needs.
+    let kept = Container::new("c2", &host.pod("b")?, network()).address("10.80.0.8").port(8081, 80, "udp");
+    kept.setup(host)?;
+    let before = Snapshot::take(host, &[&pod])?;
+    container.refused(host)?;
+    before.restored(host, &[&pod])
+}
+
+fn no_path_is_made_of_what_a_bridge_cannot_be_called(host: &Sandbox) -> Result<()> {
+    // The directory that such a path would begin at comes with the first container.
+    Container::new("c0", &host.pod("other")?, other_network()).setup(host)?;
+    let pod = host.pod("a")?;
+    let before = Snapshot::take(host, &[&pod])?;
+    let path = format!("../../..{SCRATCH}/outside");
+    Container::new("c1", &pod, with(network(), json!({"network_interface": path}))).teardown(host)?;
+    holds(!Path::new(SCRATCH).join("outside").exists(), "there is a file of that name")?;
+    before.restored(host, &[&pod])
 }
 
 fn they_have_one_key_and_change_nothing(host: &Sandbox) -> Result<()> {

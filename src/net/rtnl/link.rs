@@ -360,8 +360,11 @@ fn change(deed: String, link: LinkMessage) -> Message {
 }
 
 impl Rtnl {
-    /// The link of a name.
+    /// The link of a name. `None` also where no link can have it: the kernel does not look then, and says `ERANGE`.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>> {
+        if name.len() >= nix::libc::IFNAMSIZ {
+            return Ok(None);
+        }
         self.query_link(format!("look up link {name}"), LinkUnspec::new_with_name(name))
     }
 

@@ -95,7 +95,8 @@ impl Fault {
         };
         let request = point.request?;
         let can_be = match reply {
-            Reply::Refused(_) | Reply::Lost => true,
+            Reply::Refused(_) => true,
+            Reply::Lost => request.is_answered(),
             Reply::Denied(_) => request.is_acknowledged_change(),
             Reply::Interrupted => request.is_dump(),
         };

@@ -151,9 +151,14 @@ fn run_one(plugins: &Path, options: &Options, scenario: &Scenario, verb: Verb, s
     let mut command = Command::new("/proc/self/exe");
     command.args([WORKER, scenario.name, verb.name(), &options.fault]).arg(plugins);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start a worker")?;
-    let mut trials = Vec::new();
+    let (mut trials, mut obstacle) = (Vec::new(), None);
     for line in child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
-        let trial = Trial::decode(&line?)?;
+        let line = line?;
+        if let Some(why) = worker::obstacle(&line) {
+            obstacle = Some(why);
+            continue;
+        }
+        let trial = Trial::decode(&line)?;
         seen(options, scenario, verb, &trial);
         trials.push(trial);
     }
@@ -161,7 +166,7 @@ fn run_one(plugins: &Path, options: &Options, scenario: &Scenario, verb: Verb, s
     if !status.success() {
         bail!("{} of {} could not be tried to the end: {status}", verb.name(), scenario.name);
     }
-    Ok(Run { scenario: scenario.name, verb, trials })
+    Ok(Run { scenario: scenario.name, verb, trials, obstacle })
 }
 
 /// One line for each trial that is worth one.

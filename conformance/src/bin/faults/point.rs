@@ -21,13 +21,23 @@ pub(crate) struct Point {
     pub(crate) call: String,
     /// What it is about, for people.
     pub(crate) about: String,
+    /// How many such calls that process has made before: a run that goes another way for a while is not lost for good.
+    pub(crate) earlier: usize,
     /// Which request of those that it sends; `None` is the call itself.
     pub(crate) request: Option<Request>,
 }
 
+/// What calls have in common that are the same in two runs.
+pub(crate) type Likeness = (usize, String, String);
+
 impl std::fmt::Display for Point {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{} {}({})", self.process, self.number, self.call, self.about)
+        match &self.request {
+            None => write!(f, "{}.{} {}({})", self.process, self.number, self.call, self.about),
+            Some(it) => {
+                write!(f, "{}.{} {}({}, {})", self.process, self.number, self.call, it.name(), it.index + 1)
+            }
+        }
     }
 }
 
@@ -35,7 +45,13 @@ impl Point {
     /// As one line of a log.
     pub(crate) fn encode(&self) -> String {
         let request = self.request.map(|it| json!([it.index, it.kind, it.flags, it.is_netfilter]));
-        json!([self.process, self.number, self.call, self.about, request]).to_string()
+        json!([self.process, self.number, self.call, self.about, self.earlier, request]).to_string()
+    }
+
+    /// What it has in common with the same call of another run: numbers of processes and sockets are others then.
+    pub(crate) fn likeness(&self) -> Likeness {
+        let about = self.about.chars().filter(|c| !c.is_ascii_digit()).collect();
+        (self.process, self.call.clone(), about)
     }
 
     /// From a line of a log.
@@ -43,14 +59,15 @@ impl Point {
         let value: Value = serde_json::from_str(line)?;
         let number = |i: usize| value[i].as_u64().and_then(|n| usize::try_from(n).ok());
         let text = |i: usize| value[i].as_str().map(str::to_owned);
-        let half = |i: usize| value[4][i].as_u64().and_then(|n| u16::try_from(n).ok());
+        let of_request = |i: usize| value[5][i].as_u64();
+        let half = |i: usize| of_request(i).and_then(|n| u16::try_from(n).ok());
         let request = || {
-            let index = value[4][0].as_u64().and_then(|n| usize::try_from(n).ok())?;
-            Some(Request { index, kind: half(1)?, flags: half(2)?, is_netfilter: value[4][3].as_bool()? })
+            let index = usize::try_from(of_request(0)?).ok()?;
+            Some(Request { index, kind: half(1)?, flags: half(2)?, is_netfilter: value[5][3].as_bool()? })
         };
         let point = || {
-            let (process, number) = (number(0)?, number(1)?);
-            Some(Self { process, number, call: text(2)?, about: text(3)?, request: request() })
+            let (process, number, earlier) = (number(0)?, number(1)?, number(4)?);
+            Some(Self { process, number, call: text(2)?, about: text(3)?, earlier, request: request() })
         };
         point().with_context(|| format!("no point: {line}"))
     }

@@ -14,6 +14,8 @@ pub(crate) struct Run {
     pub(crate) verb: Verb,
     /// What was tried, in order.
     pub(crate) trials: Vec<Trial>,
+    /// Why nothing was tried.
+    pub(crate) obstacle: Option<String>,
 }
 
 impl Run {
@@ -27,13 +29,16 @@ impl Run {
 pub(crate) fn table(title: &str, runs: &[Run]) -> String {
     let mut text = format!("\n{title}\n");
     let head = ["points", "missed", "tolerated", "refused", "recovered", "broken"];
-    let _ = write!(text, "{:<16} {:<7} {:<20}", "network", "verb", "fault");
+    let _ = write!(text, "{:<17} {:<7} {:<20}", "network", "verb", "fault");
     for column in head {
         let _ = write!(text, " {column:>9}");
     }
     text.push('\n');
     let mut sums = [0; 6];
     for run in runs {
+        if let Some(why) = &run.obstacle {
+            let _ = writeln!(text, "{:<17} {:<7} not tried: {why}", run.scenario, run.verb.name());
+        }
         for fault in Fault::ALL {
             let trials: Vec<&Trial> = run.trials.iter().filter(|trial| trial.fault == fault).collect();
             let count = |kept: Kept| trials.iter().filter(|trial| trial.outcome == Ok(kept)).count();
@@ -55,7 +60,7 @@ pub(crate) fn table(title: &str, runs: &[Run]) -> String {
 }
 
 fn line(text: &mut String, network: &str, verb: &str, fault: &str, row: [usize; 6]) {
-    let _ = write!(text, "{network:<16} {verb:<7} {fault:<20}");
+    let _ = write!(text, "{network:<17} {verb:<7} {fault:<20}");
     for number in row {
         let _ = write!(text, " {number:>9}");
     }

@@ -49,6 +49,11 @@ impl Request {
         !self.is_question() && self.flags & NLM_F_ACK != 0
     }
 
+    /// Whether there is an answer if all is well. Of the messages of a batch mostly the last is acknowledged.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.is_question() || self.flags & NLM_F_ACK != 0
+    }
+
     /// Whether it only asks: each object of rtnetlink has NEW, DEL, GET, SET; of netfilter NEW, GET, DEL.
     fn is_question(&self) -> bool {
         if self.is_netfilter { self.kind >= 0x100 && self.kind % 0x100 % 3 == 1 } else { self.kind % 4 == 2 }

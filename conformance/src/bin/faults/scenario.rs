@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use conformance::call::Call;
+use conformance::call::{Answer, Call};
+use conformance::case::Need;
 use conformance::cases::dhcp::server::{Daemon, Server};
+use conformance::cases::netavark::{self, Container};
 use conformance::cases::networks::{NEWEST, USUAL, bridge, fixed, host_local, pool, with};
 use conformance::pod::Pod;
 use conformance::sandbox::{SCRATCH, Sandbox};
@@ -29,6 +31,8 @@ pub(crate) struct Scenario {
     pub(crate) is_flushed: bool,
     /// The verbs that are disturbed, beside ADD and DEL.
     more: &'static [Verb],
+    /// What the kernel must have.
+    needs: &'static [Need],
 }
 
 /// Which plugin is disturbed, and how it comes by addresses.
@@ -56,6 +60,16 @@ pub(crate) enum Plugin {
     Tap,
     /// `host-device`
     HostDevice,
+    /// `vlan`
+    Vlan,
+    /// `ipvlan`
+    Ipvlan,
+    /// `dummy`
+    Dummy,
+    /// A plugin of that name, behind a `bridge` that is not disturbed.
+    Chained(&'static str),
+    /// `bridgehead` as podman executes it by netavark: `setup` is ADD, and `teardown` is DEL.
+    Netavark,
 }
 
 /// What must be on a host before anything can be attached, for as long as it is held.
@@ -84,6 +98,21 @@ const CHAIN_NFTABLES: &str = r#"{
     "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}]}
 }"#;
 
+/// What each of those behind a bridge is asked for.
+const TUNING: &str = r#"{
+    "mac": "02:00:00:00:00:77", "mtu": 1400, "txQLen": 77, "promisc": true, "allmulti": true,
+    "sysctl": {"net.core.somaxconn": "512", "net.ipv4.conf.IFNAME.arp_notify": "1"}
+}"#;
+const BANDWIDTH: &str = r#"{
+    "ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 8000000, "egressBurst": 800000
+}"#;
+const PORTS_IPTABLES: &str = r#"{"backend": "iptables", "snat": true, "runtimeConfig": {"portMappings": [
+    {"hostPort": 8080, "containerPort": 80, "protocol": "udp"}, {"hostPort": 8081, "containerPort": 81, "protocol": "tcp"}
+]}}"#;
+const PORTS_NFTABLES: &str = r#"{"backend": "nftables", "snat": true, "runtimeConfig": {"portMappings": [
+    {"hostPort": 8080, "containerPort": 80, "protocol": "udp"}, {"hostPort": 8081, "containerPort": 81, "protocol": "tcp"}
+]}}"#;
+
 const fn scenario(name: &'static str, subnets: &'static [&'static str], keys: &'static str) -> Scenario {
     Scenario {
         name,
@@ -93,6 +122,7 @@ const fn scenario(name: &'static str, subnets: &'static [&'static str], keys: &'
         has_neighbour: false,
         is_flushed: false,
         more: &[],
+        needs: &[],
     }
 }
 
@@ -103,6 +133,10 @@ impl Scenario {
 
     const fn and(self, more: &'static [Verb]) -> Self {
         Self { more, ..self }
+    }
+
+    const fn needs(self, needs: &'static [Need]) -> Self {
+        Self { needs, ..self }
     }
 
     const fn with_neighbour(self) -> Self {
@@ -139,6 +173,31 @@ pub(crate) const ALL: &[Scenario] = &[
     scenario("macvlan", DUAL, "{}").of(Plugin::Macvlan).and(&[Verb::Gc]),
     scenario("tap", DUAL, "{}").of(Plugin::Tap).and(&[Verb::Gc]),
     scenario("host-device", DUAL, "{}").of(Plugin::HostDevice).and(&[Verb::Gc]),
+    scenario("vlan", DUAL, r#"{"vlanId": 7}"#)
+        .of(Plugin::Vlan)
+        .and(&[Verb::Gc])
+        .needs(&[Need::LinkType("vlan")]),
+    scenario("ipvlan", DUAL, "{}").of(Plugin::Ipvlan).and(&[Verb::Gc]).needs(&[Need::LinkType("ipvlan")]),
+    scenario("dummy", DUAL, "{}").of(Plugin::Dummy).and(&[Verb::Gc]).needs(&[Need::LinkType("dummy")]),
+    scenario("sbr", DUAL, "{}").of(Plugin::Chained("sbr")),
+    scenario("vrf", DUAL, r#"{"vrfname": "blue"}"#)
+        .of(Plugin::Chained("vrf"))
+        .needs(&[Need::LinkType("vrf")]),
+    scenario("tuning", DUAL, TUNING).of(Plugin::Chained("tuning")),
+    scenario("bandwidth", DUAL, BANDWIDTH).of(Plugin::Chained("bandwidth")).and(&[Verb::Gc]),
+    scenario("portmap/iptables", DUAL, PORTS_IPTABLES)
+        .of(Plugin::Chained("portmap"))
+        .and(&[Verb::Gc, Verb::Restore]),
+    scenario("portmap/nftables", DUAL, PORTS_NFTABLES)
+        .of(Plugin::Chained("portmap"))
+        .and(&[Verb::Gc, Verb::Restore]),
+    scenario("firewall/iptables", DUAL, r#"{"backend": "iptables", "ingressPolicy": "same-bridge"}"#)
+        .of(Plugin::Chained("firewall"))
+        .and(&[Verb::Gc, Verb::Restore]),
+    scenario("firewall/nftables", DUAL, r#"{"backend": "nftables", "ingressPolicy": "isolated"}"#)
+        .of(Plugin::Chained("firewall"))
+        .and(&[Verb::Gc, Verb::Restore]),
+    scenario("netavark", &[], "{}").of(Plugin::Netavark).and(&[Verb::Restore]),
     scenario("host-local", DUAL, "{}").of(Plugin::HostLocal).and(&[Verb::Gc]),
     scenario("static", &[], "{}").of(Plugin::Static),
     scenario("loopback", &[], "{}").of(Plugin::Loopback),
@@ -152,22 +211,33 @@ const DEVICE: &str = "dev0";
 const FOREIGN: &str = "foreign";
 
 impl Scenario {
-    /// Whether a verb is to be disturbed. The reference has no tool, and no GC that does anything.
+    /// Whether a verb is to be disturbed. The reference has no tool, no GC that does anything, and knows no netavark.
     pub(crate) fn has(&self, verb: Verb, plugins: &Path) -> bool {
+        if self.plugin == Plugin::Netavark && !plugins.join("bridgehead").exists() {
+            return false;
+        }
         verb.is_of_cni_0_4() || self.more.contains(&verb) && plugins.join("bridgehead").exists()
+    }
+
+    /// What is missing for it here, if anything is.
+    pub(crate) fn obstacle(&self, host: &Sandbox) -> Option<String> {
+        self.needs.iter().find_map(|need| need.unmet(host))
     }
 
     /// The keys of the network's configuration, beside those that every bridge has.
     fn network(&self) -> Value {
-        let more = serde_json::from_str(self.keys).unwrap_or_default();
-        with(json!({"isDefaultGateway": true, "ipam": pool(self.subnets)}), more)
+        with(json!({"isDefaultGateway": true, "ipam": pool(self.subnets)}), self.own_keys())
+    }
+
+    fn own_keys(&self) -> Value {
+        serde_json::from_str(self.keys).unwrap_or_default()
     }
 
     /// The file name of the plugin.
     pub(crate) fn file_name(&self) -> &'static str {
         match self.plugin {
             Plugin::Bridge | Plugin::BridgeOfForeignIpam | Plugin::BridgeOfDhcp => "bridge",
-            Plugin::Whole => "bridgehead",
+            Plugin::Whole | Plugin::Netavark => "bridgehead",
             Plugin::Ptp => "ptp",
             Plugin::HostLocal => "host-local",
             Plugin::Static => "static",
@@ -175,6 +245,10 @@ impl Scenario {
             Plugin::Macvlan => "macvlan",
             Plugin::Tap => "tap",
             Plugin::HostDevice => "host-device",
+            Plugin::Vlan => "vlan",
+            Plugin::Ipvlan => "ipvlan",
+            Plugin::Dummy => "dummy",
+            Plugin::Chained(name) => name,
         }
     }
 
@@ -186,7 +260,7 @@ impl Scenario {
                 let daemon = Daemon::start(host, &["-resendmax", "300ms"])?;
                 Ok(Surroundings::Dhcp { _daemon: daemon, _server: server })
             }
-            Plugin::Macvlan => {
+            Plugin::Macvlan | Plugin::Vlan | Plugin::Ipvlan => {
                 host.ip_set(&format!(
                     "link add {MASTER} address 02:00:00:00:aa:01 type veth peer name far0"
                 ))?;
@@ -220,9 +294,24 @@ impl Scenario {
         Ok(format!("{}:{plugins}", directory.display()))
     }
 
-    /// The call for a container, without a verb.
+    /// The call for a container, without a verb; what it is chained behind has been called.
     pub(crate) fn call(&self, host: &Sandbox, id: &str, pod: &Pod) -> Result<Call> {
         let call = match self.plugin {
+            Plugin::Netavark => {
+                let container = Container::new(id, pod, netavark::network()).address("10.80.0.9");
+                return Ok(container.port(8080, 80, "udp").call("setup", host));
+            }
+            Plugin::Chained(name) => {
+                let gateway = json!({"isDefaultGateway": true, "ipam": pool(self.subnets)});
+                let before = bridge(id, pod, gateway).add().run(host)?.result()?;
+                let config = json!({"cniVersion": USUAL, "name": "net", "type": name});
+                Call::new(name)
+                    .id(id)
+                    .ifname("eth0")
+                    .netns(pod)
+                    .config(with(config, self.own_keys()))
+                    .prev(&before)
+            }
             Plugin::Bridge | Plugin::BridgeOfForeignIpam => bridge(id, pod, self.network()),
             Plugin::Whole | Plugin::Ptp => {
                 let config = json!({"cniVersion": NEWEST, "name": "net", "type": self.file_name()});
@@ -230,16 +319,22 @@ impl Scenario {
                 Call::new(self.file_name()).id(id).ifname("eth0").netns(pod).config(network)
             }
             Plugin::BridgeOfDhcp => bridge(id, pod, json!({"ipam": {"type": "dhcp"}})),
-            Plugin::Macvlan | Plugin::Tap | Plugin::HostDevice => {
+            Plugin::Macvlan
+            | Plugin::Tap
+            | Plugin::HostDevice
+            | Plugin::Vlan
+            | Plugin::Ipvlan
+            | Plugin::Dummy => {
                 let name = self.file_name();
                 let config =
                     json!({"cniVersion": USUAL, "name": "net", "type": name, "ipam": pool(self.subnets)});
                 let place = match self.plugin {
-                    Plugin::Macvlan => json!({"master": MASTER}),
+                    Plugin::Macvlan | Plugin::Vlan | Plugin::Ipvlan => json!({"master": MASTER}),
                     Plugin::HostDevice => json!({"device": DEVICE}),
                     _ => json!({}),
                 };
-                Call::new(name).id(id).ifname("eth0").netns(pod).config(with(config, place))
+                let config = with(with(config, place), self.own_keys());
+                Call::new(name).id(id).ifname("eth0").netns(pod).config(config)
             }
             Plugin::HostLocal => host_local(id, pool(self.subnets)).netns(pod),
             Plugin::Static => fixed(json!({"addresses": [{"address": "10.20.0.2/24"}]})).id(id).netns(pod),
@@ -254,7 +349,52 @@ impl Scenario {
 
     /// Whether a pod can be reached at the addresses of the result.
     pub(crate) fn has_link(&self) -> bool {
-        use Plugin::{Bridge, BridgeOfDhcp, BridgeOfForeignIpam, Ptp, Whole};
-        matches!(self.plugin, Bridge | BridgeOfForeignIpam | BridgeOfDhcp | Whole | Ptp)
+        use Plugin::{Bridge, BridgeOfDhcp, BridgeOfForeignIpam, Chained, Netavark, Ptp, Whole};
+        matches!(
+            self.plugin,
+            Bridge | BridgeOfForeignIpam | BridgeOfDhcp | Whole | Ptp | Chained(_) | Netavark
+        )
+    }
+
+    /// Whether hosts differ from each other before anything is attached, since a pod is there or links are.
+    pub(crate) fn differs(&self) -> bool {
+        self.has_neighbour || matches!(self.plugin, Plugin::Chained(_))
+    }
+
+    /// The call by which a pod is attached.
+    pub(crate) fn add(&self, call: &Call) -> Call {
+        if self.plugin == Plugin::Netavark { call.clone() } else { call.add() }
+    }
+
+    /// The call by which a pod is removed, with what ADD has answered if that is known.
+    pub(crate) fn del(&self, call: &Call, result: Option<&Value>) -> Call {
+        match result {
+            _ if self.plugin == Plugin::Netavark => call.verb("teardown"),
+            Some(result) => call.del().prev(result),
+            None => call.del(),
+        }
+    }
+
+    /// The call by which a pod is looked at, if there is one.
+    pub(crate) fn check(&self, call: &Call, result: &Value) -> Option<Call> {
+        (self.plugin != Plugin::Netavark).then(|| call.check().prev(result))
+    }
+
+    /// What a call that failed has said, which must be an error as the caller knows them.
+    pub(crate) fn refusal(&self, answer: &Answer) -> Result<String> {
+        match self.plugin {
+            Plugin::Netavark => netavark::error_of(answer),
+            _ => Ok(answer.refusal()?.text()),
+        }
+    }
+
+    /// The addresses of a result, without their prefix lengths.
+    pub(crate) fn addresses<'a>(&self, result: &'a Value) -> Vec<&'a str> {
+        let (list, key) = match self.plugin {
+            Plugin::Netavark => (&result["interfaces"]["eth0"]["subnets"], "ipnet"),
+            _ => (&result["ips"], "address"),
+        };
+        let texts = list.as_array().into_iter().flatten().filter_map(|ip| ip[key].as_str());
+        texts.filter_map(|text| text.split('/').next()).collect()
     }
 }

@@ -20,14 +20,12 @@ use nix::unistd::Pid;
 
 use crate::calls::{Effect, Watched};
 use crate::fault::Injection;
-use crate::point::{Point, about};
+use crate::point::{Likeness, Point, about};
 use crate::registers;
 use crate::request::{self, Disturbed, Reply, Seen};
 
-/// Variables that tell a tracer what to do. Everything else it is given goes to the program as it is.
+/// Variables that tell a tracer what to do. Everything else it is given, arguments too, goes to the program as it is.
 pub(crate) const PROGRAM: &str = "FAULTS_PROGRAM";
-/// An argument of the program; without it, it has none.
-pub(crate) const ARGUMENT: &str = "FAULTS_ARGUMENT";
 /// File that the points are written to: all, or where a fault is injected, that one.
 pub(crate) const LOG: &str = "FAULTS_LOG";
 /// The point where a fault is injected, [encoded](Point::encode).
@@ -74,8 +72,8 @@ pub(crate) fn run() -> Result<i32> {
         _ => None,
     };
     let mut command = Command::new(&program);
-    command.args(variable(ARGUMENT));
-    for name in [PROGRAM, ARGUMENT, LOG, POINT, INJECTION] {
+    command.args(std::env::args_os().skip(1));
+    for name in [PROGRAM, LOG, POINT, INJECTION] {
         command.env_remove(name);
     }
     // SAFETY: ptrace is one system call, so it may be called between fork and exec.
@@ -91,6 +89,7 @@ pub(crate) fn run() -> Result<i32> {
         threads: HashMap::new(),
         processes: Vec::new(),
         counts: Vec::new(),
+        alike: HashMap::new(),
     };
     match tracer.follow(first)? {
         WaitStatus::Exited(_, status) => Ok(status),
@@ -130,6 +129,8 @@ struct Tracer {
     processes: Vec<Pid>,
     /// Watched calls so far, of each process.
     counts: Vec<usize>,
+    /// The same, of each kind.
+    alike: HashMap<Likeness, usize>,
 }
 
 impl Tracer {
@@ -229,23 +230,23 @@ impl Tracer {
         self.counts[process] += 1;
         let number = self.counts[process];
         let requests = request::sent(pid, call.name, &arguments);
+        let names: Vec<String> = requests.iter().map(|sent| sent.request.name()).collect();
+        let about = format!("{} {}", about(pid, call, &arguments), names.join("+")).trim_end().to_owned();
         let mut point =
-            Point { process, number, call: call.name.to_owned(), about: String::new(), request: None };
+            Point { process, number, call: call.name.to_owned(), about, earlier: 0, request: None };
+        let alike = self.alike.entry(point.likeness()).or_default();
+        point.earlier = *alike;
+        *alike += 1;
         let Some(target) = &self.target else {
-            let names: Vec<String> = requests.iter().map(|sent| sent.request.name()).collect();
-            point.about =
-                format!("{} {}", about(pid, call, &arguments), names.join("+")).trim_end().to_owned();
             writeln!(self.log, "{}", point.encode())?;
-            for (sent, name) in requests.iter().zip(names) {
-                point.about = format!("{name}, {} of {}", sent.request.index + 1, requests.len());
+            for sent in requests {
                 point.request = Some(sent.request);
                 writeln!(self.log, "{}", point.encode())?;
             }
             return Ok(());
         };
-        // If it is another call now, the kernel answered otherwise than before, and the program goes another way.
         let meant = &target.point;
-        if (meant.process, meant.number, &meant.call) != (process, number, &point.call) {
+        if (meant.likeness(), meant.earlier) != (point.likeness(), point.earlier) {
             return Ok(());
         }
         let sent = requests.iter().find(|sent| Some(sent.request) == meant.request);

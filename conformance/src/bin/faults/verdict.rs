@@ -104,14 +104,14 @@ impl<'a> Stage<'a> {
     /// The call of a verb, for the pod with this result of ADD.
     fn of(&self, verb: Verb, result: &Value) -> Call {
         match verb {
-            Verb::Add => self.call.add(),
-            Verb::Del => self.call.del().prev(result),
+            Verb::Add => self.scenario.add(&self.call),
+            Verb::Del => self.scenario.del(&self.call, Some(result)),
             Verb::Gc => {
                 let kept = [NEIGHBOUR].into_iter().filter(|_| self.scenario.has_neighbour);
                 let list: Vec<Value> = kept.map(|id| json!({"containerID": id, "ifname": "eth0"})).collect();
                 self.call.gc().set("cni.dev/valid-attachments", json!(list))
             }
-            Verb::Restore => Call::new("bridgehead"),
+            Verb::Restore => Call::new("bridgehead").arguments(&["restore"]),
         }
     }
 
@@ -143,11 +143,10 @@ impl<'a> Stage<'a> {
         let name = if verb == Verb::Restore { "bridgehead" } else { self.scenario.file_name() };
         let mut call = call
             .from(&directory)
-            .env("CNI_PATH", &self.scenario.path(self.host)?)
             .env(tracer::PROGRAM, &self.host.plugins().join(name).to_string_lossy())
             .env(tracer::LOG, &log);
         if verb == Verb::Restore {
-            call = call.env(tracer::ARGUMENT, "restore");
+            call = call.env("CNI_PATH", &self.scenario.path(self.host)?);
         }
         if let Some((point, injection)) = fault {
             call =
@@ -162,20 +161,21 @@ impl<'a> Stage<'a> {
     /// ADD succeeds, its pod can be reached from the host, and CHECK finds nothing.
     fn works(&self, result: &Value) -> Result<()> {
         self.can_be_reached(result)?;
-        self.call.check().prev(result).run(self.host)?.silence().context("CHECK")
+        let check = self.scenario.check(&self.call, result);
+        check.map_or(Ok(()), |check| check.run(self.host)?.silence().context("CHECK"))
     }
 
     /// The pod answers at all of its addresses. From then on, the host remembers it: neighbours, and where it
     /// translates addresses, connections.
     fn can_be_reached(&self, result: &Value) -> Result<()> {
         if self.scenario.has_link() {
-            addresses(result).iter().try_for_each(|address| self.host.ping(address))?;
+            self.scenario.addresses(result).iter().try_for_each(|address| self.host.ping(address))?;
         }
         Ok(())
     }
 
     fn can_be_added(&self) -> Result<()> {
-        let result = self.call.add().run(self.host)?.result().context("the next ADD")?;
+        let result = self.of(Verb::Add, &Value::Null).run(self.host)?.result().context("the next ADD")?;
         self.works(&result).context("after the next ADD")
     }
 
@@ -191,8 +191,12 @@ impl<'a> Stage<'a> {
     }
 
     /// The host does not remember connections of the pod. Where there is no conntrack, it has none that could be seen.
+    /// What is chained behind a bridge leaves them to that, which is still there.
     fn is_forgotten(&self, result: &Value) -> Result<()> {
-        for address in addresses(result) {
+        if matches!(self.scenario.plugin, Plugin::Chained(_)) {
+            return Ok(());
+        }
+        for address in self.scenario.addresses(result) {
             let family = if address.contains(':') { "ipv6" } else { "ipv4" };
             let Ok(listed) = self.host.try_run(&["conntrack", "-L", "-f", family]) else { return Ok(()) };
             let words = [format!("src={address}"), format!("dst={address}")];
@@ -208,12 +212,6 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// The addresses of a result, without their prefix lengths.
-fn addresses(result: &Value) -> Vec<&str> {
-    let texts = result["ips"].as_array().into_iter().flatten().filter_map(|ip| ip["address"].as_str());
-    texts.filter_map(|text| text.split('/').next()).collect()
-}
-
 /// Takes away all rules.
 fn flush(host: &Sandbox) -> Result<()> {
     host.run(&["nft", "flush", "ruleset"]).map(drop)
@@ -225,7 +223,7 @@ pub(crate) fn learn(host: &Sandbox, scenario: &Scenario, verb: Verb) -> Result<B
     let empty = stage.snapshot()?;
     let veths = || Ok::<_, anyhow::Error>(host.ip("link show type veth")?.len());
     let veths_before = veths()?;
-    let (answer, mut points) = stage.traced(Verb::Add, &stage.call.add(), None)?;
+    let (answer, mut points) = stage.traced(Verb::Add, &stage.of(Verb::Add, &Value::Null), None)?;
     let result = answer.result().context("undisturbed ADD")?;
     stage.works(&result).context("undisturbed ADD")?;
     let of_verb = stage.of(verb, &result);
@@ -269,13 +267,16 @@ pub(crate) fn judge(
     baseline: &Baseline,
 ) -> Result<Kept> {
     let stage = Stage::set(host, scenario)?;
-    let is_empty = !scenario.has_neighbour && matches!(stage.surroundings, Surroundings::None);
+    let is_empty = !scenario.differs() && matches!(stage.surroundings, Surroundings::None);
     let before = if is_empty { baseline.empty.clone() } else { stage.snapshot()? };
-    let with_result = stage.call.del().prev(&baseline.result);
-    let cleaning = if fault == Fault::KillThenPrevResult { with_result.clone() } else { stage.call.del() };
+    let with_result = stage.of(Verb::Del, &baseline.result);
+    let cleaning = match fault {
+        Fault::KillThenPrevResult => with_result.clone(),
+        _ => scenario.del(&stage.call, None),
+    };
     let mut result = Value::Null;
     if verb != Verb::Add {
-        result = stage.call.add().run(host)?.result().context("ADD before it")?;
+        result = stage.of(Verb::Add, &Value::Null).run(host)?.result().context("ADD before it")?;
         stage.can_be_reached(&result).context("before it")?;
     }
     if verb == Verb::Restore {
@@ -316,7 +317,8 @@ pub(crate) fn judge(
         (Some(0), Verb::Add) => {
             let result = answer.result()?;
             stage.works(&result).context("although ADD succeeded")?;
-            stage.call.del().prev(&result).run(host)?.silence().context("DEL after ADD succeeded")?;
+            let del = stage.of(Verb::Del, &result);
+            del.run(host)?.silence().context("DEL after ADD succeeded")?;
             stage.is_gone_for_good(&before, baseline, injection).context("after ADD succeeded and DEL")?;
             Ok(Kept::Tolerated)
         }
@@ -327,7 +329,7 @@ pub(crate) fn judge(
         }
         (Some(_), _) if fault.is_to_be_tolerated() => bail!("not tolerated: {}", said()),
         (Some(_), Verb::Add) => {
-            let refusal = answer.refusal()?;
+            let refusal = scenario.refusal(&answer)?;
             // The empty tables and chains that all pods share may stay. Nobody could tell whether another is about to
             // use them, and the commands of iptables leave them just so.
             // And the kernel gives lo its address when it is first set up, for ever.
@@ -336,16 +338,16 @@ pub(crate) fn judge(
                 _ => baseline.settled.rules(),
             };
             let restored = soon(|| stage.snapshot()?.nothing_beyond(&before, &shared));
-            restored.with_context(|| format!("after ADD failed ({})", refusal.text()))?;
+            restored.with_context(|| format!("after ADD failed ({})", refusal))?;
             stage.can_be_added()?;
             Ok(Kept::Refused)
         }
         (Some(_), Verb::Del | Verb::Gc) => {
-            let refusal = answer.refusal()?;
+            let refusal = scenario.refusal(&answer)?;
             let again = call.run(host)?.silence();
-            again.with_context(|| format!("the one after the failed one ({})", refusal.text()))?;
+            again.with_context(|| format!("the one after the failed one ({})", refusal))?;
             let gone = stage.is_gone(&before, baseline);
-            gone.with_context(|| format!("after the second (the first: {})", refusal.text()))?;
+            gone.with_context(|| format!("after the second (the first: {})", refusal))?;
             Ok(Kept::Refused)
         }
     }

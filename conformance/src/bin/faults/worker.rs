@@ -46,6 +46,15 @@ impl Trial {
     }
 }
 
+/// The key under which a worker says why it tries nothing.
+const OBSTACLE: &str = "obstacle";
+
+/// What a worker says why it tries nothing, if it does so in this line.
+pub(crate) fn obstacle(line: &str) -> Option<String> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    value.get(OBSTACLE)?.as_str().map(str::to_owned)
+}
+
 const KEPT: [(Kept, &str); 4] = [
     (Kept::Tolerated, "tolerated"),
     (Kept::Refused, "refused"),
@@ -65,6 +74,10 @@ fn kept_by_name(name: &str) -> Option<Kept> {
 pub(crate) fn run(scenario: &Scenario, verb: Verb, faults: &[Fault], plugins: &Path) -> Result<()> {
     apart(|| {
         let host = Sandbox::enter(plugins)?;
+        if let Some(obstacle) = scenario.obstacle(&host) {
+            writeln!(std::io::stdout(), "{}", json!({OBSTACLE: obstacle}))?;
+            return Ok(String::new());
+        }
         let baseline = learn(&host, scenario, verb)
             .map_err(|error| error.context(format!("{}\n", host.transcript())))?;
         for &fault in faults {
