@@ -183,7 +183,8 @@ impl HostDevice {
         link.kind == self.kind && (self.mac.is_none() || link.mac == self.mac)
     }
 
-    /// Gives the device on the host back what it had there. Goes on past errors, and tells the first.
+    /// Gives the device on the host back what it had there. Goes on past errors, and tells the first. Its own alias comes
+    /// last, and only if all is well: the next DEL goes by the other.
     fn restore(&self, name: &str, world: &mut World<'_>) -> anyhow::Result<()> {
         world.forget_host_link(name);
         let found = world.existing_host_link(name)?;
@@ -197,12 +198,13 @@ impl HostDevice {
         if self.up {
             batch.push(link::set_up(&found));
         }
-        batch.push(link::set_alias(name, &self.alias));
         world.forget_host_link(name);
-        for answer in world.host()?.execute(batch)? {
-            answer?;
+        if !batch.is_empty() {
+            for answer in world.host()?.execute(batch)? {
+                answer?;
+            }
         }
-        Ok(())
+        Ok(world.host()?.execute_one(link::set_alias(name, &self.alias))?)
     }
 }
 
