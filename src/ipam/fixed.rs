@@ -8,9 +8,8 @@ use std::net::IpAddr;
 
 use serde::Deserialize;
 
-use super::range::too_many_addresses;
+use super::range::check_room;
 use crate::spec::result::{Dns, IpConfig, Route};
-use crate::spec::version::Family;
 use crate::spec::{Args, CniError, CniResult, Code, NetConf, Prefix, json};
 
 /// What the configuration and its caller ask for.
@@ -79,12 +78,8 @@ impl Static {
                 addresses = ips.into_iter().map(without_gateway).collect();
             }
         }
-        if conf.version.family() == Family::Ip4Ip6 {
-            let ipv4 = addresses.iter().filter(|it| it.address.is_ipv4()).count();
-            if ipv4 > 1 || addresses.len() - ipv4 > 1 {
-                return Err(too_many_addresses(conf.version));
-            }
-        }
+        let ipv4 = addresses.iter().filter(|it| it.address.is_ipv4()).count();
+        check_room(conf.version, ipv4, addresses.len() - ipv4)?;
         Ok(Self { addresses, routes: ipam.routes, dns: ipam.dns })
     }
 

@@ -279,12 +279,8 @@ pub fn check_sets(sets: &[(String, RangeSet)], version: Version) -> Result<(), C
             "the ipam configuration needs \"ranges\", such as [[{\"subnet\": \"10.1.0.0/16\"}]], or \"subnet\"",
         ));
     }
-    if version.family() == Family::Ip4Ip6 {
-        let ipv4 = sets.iter().filter(|(_, set)| set.is_ipv4()).count();
-        if ipv4 > 1 || sets.len() - ipv4 > 1 {
-            return Err(too_many_addresses(version));
-        }
-    }
+    let ipv4 = sets.iter().filter(|(_, set)| set.is_ipv4()).count();
+    check_room(version, ipv4, sets.len() - ipv4)?;
     let mut apart = Apart::default();
     for (key, set) in sets {
         for range in &set.ranges {
@@ -322,10 +318,13 @@ impl<'a> Apart<'a> {
     }
 }
 
-/// The error for more than one address per family where the version has no room for them.
-pub(super) fn too_many_addresses(version: Version) -> CniError {
-    CniError::config(format!("CNI version {version} does not support more than 1 address per family"))
-        .with_details("cniVersion 0.3.0 and later do")
+/// Checks that results of a version have room for that many addresses.
+pub(super) fn check_room(version: Version, ipv4: usize, ipv6: usize) -> Result<(), CniError> {
+    if version.family() != Family::Ip4Ip6 || (ipv4 <= 1 && ipv6 <= 1) {
+        return Ok(());
+    }
+    let msg = format!("CNI version {version} does not support more than 1 address per family");
+    Err(CniError::config(msg).with_details("cniVersion 0.3.0 and later do"))
 }
 
 #[cfg(test)]
