@@ -5,6 +5,7 @@ mod conf;
 use anyhow::bail;
 
 use super::PluginType;
+use super::conf::not_chained;
 use crate::net::Link;
 use crate::net::module::{self, Presence};
 use crate::plan::{Plan, Plugin};
@@ -159,9 +160,7 @@ impl Plugin for Bandwidth {
 
     fn plan(&self, _: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
         let Some(prev) = &self.prev_result else {
-            let msg =
-                "prevResult: required and missing; bandwidth must stand in a chain behind another plugin";
-            bail!(CniError::config(msg));
+            bail!(not_chained("bandwidth", "makes the interface"));
         };
         if self.limits.are_none() {
             return Ok(Plan { resources: Vec::new(), result: prev.clone() });

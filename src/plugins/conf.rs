@@ -32,6 +32,13 @@ impl DnsConf {
     }
 }
 
+/// The error of an ADD that has no result to go on with; `deed` is what the plugin before it in the chain does.
+pub(super) fn not_chained(plugin: &str, deed: &str) -> CniError {
+    CniError::config(format!(
+        "prevResult: missing; {plugin} must be called as a chained plugin, after the one that {deed}"
+    ))
+}
+
 /// The MAC address that is asked for: by the runtime or in `CNI_ARGS`, else by the configuration's own key `mac`, which
 /// is empty where the plugin has none.
 ///

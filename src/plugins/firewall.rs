@@ -7,6 +7,7 @@ mod status;
 use std::net::IpAddr;
 
 use super::PluginType;
+use super::conf::not_chained;
 use crate::plan::{Plan, Plugin};
 use crate::resource::firewall::{Backend, Obstacle, Policy, obstacles};
 use crate::resource::{self, Lease, Resource, World};
@@ -161,9 +162,7 @@ impl Plugin for Firewall {
 
     fn plan(&self, _: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
         let Some(prev) = &self.prev_result else {
-            let msg =
-                "prevResult: required, and missing; firewall comes after the plugin that makes the interface";
-            return Err(CniError::config(msg).into());
+            return Err(not_chained("firewall", "makes the interface").into());
         };
         Ok(Plan { resources: self.resources(prev, world)?, result: prev.clone() })
     }

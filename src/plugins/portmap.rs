@@ -3,6 +3,7 @@
 mod conf;
 
 use super::PluginType;
+use super::conf::not_chained;
 use crate::net::iptables::{Protocol, Variant, installed, legacy};
 use crate::net::module::{self, Presence};
 use crate::net::nft::{self, Nft};
@@ -99,9 +100,7 @@ impl Plugin for Portmap {
 
     fn plan(&self, _: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
         let Some(result) = self.prev_result.clone() else {
-            let msg = "prevResult: missing; portmap must be called as chained plugin, behind one that gives the pod its \
-                       addresses";
-            return Err(CniError::config(msg).into());
+            return Err(not_chained("portmap", "gives the pod its addresses").into());
         };
         Ok(Plan { resources: self.resources(&result, world)?, result })
     }

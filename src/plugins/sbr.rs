@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::PluginType;
+use super::conf::not_chained;
 use crate::net::rtnl::raw_route::RawRoute;
 use crate::net::rtnl::{Link, Route};
 use crate::plan::{Plan, Plugin};
@@ -113,11 +114,8 @@ impl Sbr {
 
 fn parse(request: &Request) -> Result<Box<dyn Plugin>, CniError> {
     let sbr = Sbr::parse(request)?;
-    let prev_result = request.config.prev_result()?.ok_or_else(|| {
-        CniError::config(
-            "prevResult: missing; sbr must be called as a chained plugin, after the one that makes the interface",
-        )
-    })?;
+    let prev_result = request.config.prev_result()?;
+    let prev_result = prev_result.ok_or_else(|| not_chained("sbr", "makes the interface"))?;
     Ok(Box::new(Chained { sbr, prev_result }))
 }
 

@@ -5,6 +5,7 @@ mod conf;
 mod sysctl_key;
 
 use super::PluginType;
+use super::conf::not_chained;
 use crate::net::Mac;
 use crate::plan::{Plan, Plugin};
 use crate::resource::link_tuning::Attributes;
@@ -31,11 +32,8 @@ struct Chained {
 
 fn parse(request: &Request) -> Result<Box<dyn Plugin>, CniError> {
     let tuning = Tuning::parse(request)?;
-    let prev_result = request.config.prev_result()?.ok_or_else(|| {
-        CniError::config(
-            "prevResult: missing; tuning must be called as a chained plugin, after the one that makes the interface",
-        )
-    })?;
+    let prev_result = request.config.prev_result()?;
+    let prev_result = prev_result.ok_or_else(|| not_chained("tuning", "makes the interface"))?;
     Ok(Box::new(Chained { tuning, prev_result }))
 }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::PluginType;
+use super::conf::not_chained;
 use super::feature::LinkKind;
 use crate::plan::{Plan, Plugin};
 use crate::resource::source_routing::{free_table, main_routes};
@@ -74,11 +75,8 @@ impl Vrf {
 
 fn parse(request: &Request) -> Result<Box<dyn Plugin>, CniError> {
     let vrf = Vrf::parse(request)?;
-    let prev_result = request.config.prev_result()?.ok_or_else(|| {
-        CniError::config(
-            "prevResult: missing; vrf must be called as a chained plugin, after the one that makes the interface",
-        )
-    })?;
+    let prev_result = request.config.prev_result()?;
+    let prev_result = prev_result.ok_or_else(|| not_chained("vrf", "makes the interface"))?;
     Ok(Box::new(Chained { vrf, prev_result }))
 }
 
