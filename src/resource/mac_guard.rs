@@ -18,8 +18,8 @@ use anyhow::Result;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::owner::{Owner, strays};
-use super::{Ensured, Finding, Kept, World};
+use super::owner::Owner;
+use super::{Ensured, Finding, Kept, World, owned};
 use crate::net::nft::expr::{self, MetaKey, Register};
 use crate::net::nft::{
     Base, Carries, Chain, Element, Expr, Family, Hook, KeyType, Kind, Nft, Rule, Set, Table, Transaction,
@@ -96,9 +96,9 @@ impl MacGuard {
     }
 
     fn elements(&self) -> [(Set<'static>, Element); 2] {
-        let comment = Some(Owner::new(&self.attachment).as_str().to_owned());
+        let owner = Owner::new(&self.attachment);
         let port = set::ifname_key(&self.host_ifname);
-        let element = |key: Vec<u8>| Element { key, comment: comment.clone(), ..Element::default() };
+        let element = |key| owned::element(&owner, key);
         [(GUARDED, element(set::key(&[&port, &self.mac.0]))), (PORTS, element(set::key(&[&port])))]
     }
 
@@ -136,35 +136,14 @@ impl MacGuard {
         if !is_as_made(&rules) && !SETS.into_iter().any(is_missing) {
             findings.push(Finding::spoiled(CHAIN.to_string()));
         }
-        for (set, wanted) in self.elements() {
-            if is_missing(set) {
-                findings.push(Finding::missing(format!("rule for {set} in {CHAIN}")));
-            }
-            let object = || format!("element of {} in {set}", self.host_ifname);
-            match nft.element(set, &wanted.key)? {
-                None => findings.push(Finding::missing(object())),
-                Some(found) if found == wanted => {}
-                Some(found) => {
-                    let whose =
-                        |element: &Element| element.comment.clone().unwrap_or_else(|| "nobody's".into());
-                    findings.push(Finding::differs(object(), whose(&wanted), whose(&found)));
-                }
-            }
-        }
+        let lacking = SETS.into_iter().filter(|set| is_missing(*set));
+        findings.extend(lacking.map(|set| Finding::missing(format!("rule for {set} in {CHAIN}"))));
+        findings.extend(owned::observe(nft, &self.elements(), |_| self.host_ifname.clone())?);
         Ok(findings)
     }
 
     fn remove_with(&self, nft: &mut Nft) -> Result<()> {
-        repeat_if_overtaken(|| {
-            let mut transaction = Transaction::new();
-            for (set, ours) in self.elements() {
-                let Some(found) = nft.element(set, &ours.key)? else { continue };
-                if found.comment.is_none() || found.comment == ours.comment {
-                    transaction.delete_element(set, &ours.key);
-                }
-            }
-            nft.commit(transaction)
-        })?;
+        owned::remove(nft, &Owner::new(&self.attachment), &self.elements())?;
         remove_foreign(nft, &self.attachment)
     }
 }
@@ -172,32 +151,7 @@ impl MacGuard {
 /// Removes the elements of a network's attachments that are not kept. The reference's guards do not say which network
 /// they are of, and stay.
 pub(super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Result<()> {
-    collect_with(world.nft()?, network, kept)
-}
-
-fn collect_with(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> Result<()> {
-    let mut found = Vec::new();
-    for set in SETS {
-        for element in nft.elements(set)? {
-            let owner = element.comment.clone().map(Owner::from_comment).filter(|owner| owner.is_on(network));
-            found.extend(owner.map(|owner| (set, owner, element.key)));
-        }
-    }
-    let mut owners: Vec<Owner> = found.iter().map(|(_, owner, _)| owner.clone()).collect();
-    owners.sort();
-    owners.dedup();
-    let strays = strays(owners, kept)?;
-    for (set, owner, key) in found.into_iter().filter(|(_, owner, _)| strays.contains(owner)) {
-        repeat_if_overtaken(|| {
-            let mut transaction = Transaction::new();
-            let element = nft.element(set, &key)?;
-            if element.and_then(|element| element.comment).as_deref() == Some(owner.as_str()) {
-                transaction.delete_element(set, &key);
-            }
-            nft.commit(transaction)
-        })?;
-    }
-    Ok(())
+    owned::collect(world.nft()?, &SETS, network, kept)
 }
 
 /// Whether these are the rules, and no others.

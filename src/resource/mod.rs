@@ -25,6 +25,7 @@ pub mod loopback;
 pub mod mac_guard;
 pub mod masquerade;
 pub mod neighbours;
+mod owned;
 pub mod owner;
 pub mod pod_link_up;
 pub mod pod_routes;

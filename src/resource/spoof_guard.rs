@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::owner::{Owner, strays};
-use super::{Drift, Ensured, Finding, Kept, World};
+use super::{Drift, Ensured, Finding, Kept, World, owned};
 use crate::net::nft::{Element, Nft, Set, Transaction, repeat_if_overtaken, set};
 use crate::net::{self, Mac};
 use crate::spec::{Attachment, CniError, Code};
@@ -92,8 +92,8 @@ impl SpoofGuard {
 
     /// What the pod has in the sets.
     fn elements(&self) -> Vec<(Set<'static>, Element)> {
-        let comment = Some(Owner::new(&self.attachment).as_str().to_owned());
-        let element = |key: Vec<u8>| Element { key, comment: comment.clone(), ..Element::default() };
+        let owner = Owner::new(&self.attachment);
+        let element = |key| owned::element(&owner, key);
         let mut elements = vec![(PORTS, element(self.port_key()))];
         let Some(mac) = self.mac else { return elements };
         let port = set::ifname_key(&self.host_ifname);
@@ -162,18 +162,7 @@ impl SpoofGuard {
 
     fn observe_with(&self, nft: &mut Nft) -> net::Result<Vec<Finding>> {
         let mut findings = drifted(nft)?;
-        for (set, wanted) in self.elements() {
-            let object = || format!("element {} of {set}", self.name(&wanted.key));
-            match nft.element(set, &wanted.key)? {
-                None => findings.push(Finding::missing(object())),
-                Some(found) if found == wanted => {}
-                Some(found) => {
-                    let whose =
-                        |element: &Element| element.comment.clone().unwrap_or_else(|| "nobody's".into());
-                    findings.push(Finding::differs(object(), whose(&wanted), whose(&found)));
-                }
-            }
-        }
+        findings.extend(owned::observe(nft, &self.elements(), |element| self.name(&element.key))?);
         Ok(findings)
     }
 
@@ -192,32 +181,23 @@ impl SpoofGuard {
 
     fn remove_with(&self, nft: &mut Nft) -> net::Result<()> {
         let owner = Owner::new(&self.attachment);
-        let is_ours = |found: &Element| found.comment.as_deref().is_none_or(|text| text == owner.as_str());
-        if self.mac.is_none() {
-            return match nft.element(PORTS, &self.port_key())? {
-                Some(found) if is_ours(&found) => remove_all_of(nft, &owner),
-                _ => Ok(()),
-            };
+        if self.mac.is_some() {
+            return owned::remove(nft, &owner, &self.elements());
         }
-        repeat_if_overtaken(|| {
-            let mut transaction = Transaction::new();
-            for (set, ours) in self.elements() {
-                if nft.element(set, &ours.key)?.is_some_and(|found| is_ours(&found)) {
-                    transaction.delete_element(set, &ours.key);
-                }
-            }
-            nft.commit(transaction)
-        })
+        match nft.element(PORTS, &self.port_key())? {
+            Some(found) if !owned::is_of_another(&found, &owner) => owned::remove_all_of(nft, &SETS, &owner),
+            _ => Ok(()),
+        }
     }
 }
 
 /// Removes the elements of a network's attachments that are not kept.
 pub(super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Result<()> {
-    match world.nft().and_then(|nft| owners(nft, network)) {
+    match world.nft().and_then(|nft| owned::owners(nft, &SETS, network)) {
         Err(e) if is_unsupported(&e) => Ok(()),
         found => {
             for owner in strays(found?, kept)? {
-                remove_all_of(world.nft()?, &owner)?;
+                owned::remove_all_of(world.nft()?, &SETS, &owner)?;
             }
             Ok(())
         }
@@ -242,31 +222,6 @@ fn drifted(nft: &mut Nft) -> net::Result<Vec<Finding>> {
         }
     }
     Ok(findings)
-}
-
-fn remove_all_of(nft: &mut Nft, owner: &Owner) -> net::Result<()> {
-    repeat_if_overtaken(|| {
-        let mut transaction = Transaction::new();
-        for set in SETS {
-            for found in nft.elements(set)? {
-                if found.comment.as_deref() == Some(owner.as_str()) {
-                    transaction.delete_element(set, &found.key);
-                }
-            }
-        }
-        nft.commit(transaction)
-    })
-}
-
-fn owners(nft: &mut Nft, network: &str) -> net::Result<Vec<Owner>> {
-    let mut owners = Vec::new();
-    for set in SETS {
-        let comments = nft.elements(set)?.into_iter().filter_map(|element| element.comment);
-        owners.extend(comments.map(Owner::from_comment).filter(|owner| owner.is_on(network)));
-    }
-    owners.sort();
-    owners.dedup();
-    Ok(owners)
 }
 
 /// The address that the kernel gives a link by itself: the prefix fe80::/64, and its MAC address as an identifier of 64

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::owner::{Owner, strays};
 use super::super::share::{self, Turn};
-use super::super::{Ensured, Finding, Kept, World, or_undo};
+use super::super::{Ensured, Finding, Kept, World, or_undo, owned};
 use super::Policy;
 use crate::net;
 use crate::net::nft::{Element, Nft, Set, Transaction, repeat_if_overtaken};
@@ -110,14 +110,8 @@ impl Fence {
         for part in self.parts() {
             findings.extend(drift_of(&part, nft)?);
         }
-        for (set, wanted) in self.elements().into_iter().chain(self.shared_elements()) {
-            let object = || format!("element {} of {set}", rules::written(&wanted.key));
-            match nft.element(set, &wanted.key)? {
-                None => findings.push(Finding::missing(object())),
-                Some(found) if found == wanted => {}
-                Some(found) => findings.push(Finding::differs(object(), whose(&wanted), whose(&found))),
-            }
-        }
+        let wanted: Vec<_> = self.elements().into_iter().chain(self.shared_elements()).collect();
+        findings.extend(owned::observe(nft, &wanted, |element| rules::written(&element.key))?);
         Ok(findings)
     }
 
@@ -129,7 +123,7 @@ impl Fence {
     pub fn remove(&self, world: &mut World<'_>) -> Result<()> {
         let owner = Owner::new(&self.attachment);
         if self.bridge.is_empty() {
-            remove_all_of(world.nft()?, &owner)?;
+            owned::remove_all_of(world.nft()?, &PODS, &owner)?;
             for (attachment, bridge) in sharers(&self.attachment.network, world)? {
                 if attachment == self.attachment {
                     let turn = Turn::take(world)?;
@@ -138,17 +132,7 @@ impl Fence {
             }
             return Ok(());
         }
-        let nft = world.nft()?;
-        repeat_if_overtaken(|| {
-            let mut transaction = Transaction::new();
-            for (set, ours) in self.elements() {
-                let found = nft.element(set, &ours.key)?;
-                if found.is_some_and(|it| it.comment.as_deref().is_none_or(|text| text == owner.as_str())) {
-                    transaction.delete_element(set, &ours.key);
-                }
-            }
-            nft.commit(transaction)
-        })?;
+        owned::remove(world.nft()?, &owner, &self.elements())?;
         let turn = Turn::take(world)?;
         self.leave(&turn, world)
     }
@@ -186,8 +170,8 @@ impl Fence {
 
     /// What the pod itself has in the sets.
     fn elements(&self) -> Vec<(Set<'static>, Element)> {
-        let comment = Some(Owner::new(&self.attachment).as_str().to_owned());
-        let element = |key: Vec<u8>| Element { key, comment: comment.clone(), ..Element::default() };
+        let owner = Owner::new(&self.attachment);
+        let element = |key| owned::element(&owner, key);
         let mut elements = Vec::new();
         for &address in &self.addresses {
             let key = rules::pod_key(&self.bridge, address);
@@ -245,24 +229,6 @@ fn drift_of(part: &Part, nft: &mut Nft) -> net::Result<Option<Finding>> {
     Ok((!is_same).then(|| Finding::spoiled(part.chain.to_string())))
 }
 
-fn whose(element: &Element) -> String {
-    element.comment.clone().unwrap_or_else(|| "nobody's".to_owned())
-}
-
-fn remove_all_of(nft: &mut Nft, owner: &Owner) -> net::Result<()> {
-    repeat_if_overtaken(|| {
-        let mut transaction = Transaction::new();
-        for set in PODS {
-            for found in nft.elements(set)? {
-                if found.comment.as_deref() == Some(owner.as_str()) {
-                    transaction.delete_element(set, &found.key);
-                }
-            }
-        }
-        nft.commit(transaction)
-    })
-}
-
 /// The attachments to a network that share something, with their bridges.
 fn sharers(network: &str, world: &World<'_>) -> Result<Vec<(Attachment, String)>> {
     let mut found = Vec::new();
@@ -277,18 +243,13 @@ fn sharers(network: &str, world: &World<'_>) -> Result<Vec<(Attachment, String)>
 
 /// Removes what a network's attachments have that are not kept.
 pub(in super::super) fn collect(network: &str, kept: &Kept<'_>, world: &mut World<'_>) -> Result<()> {
-    let nft = world.nft()?;
-    let mut owners: Vec<Owner> = Vec::new();
-    for set in PODS {
-        let comments = nft.elements(set)?.into_iter().filter_map(|element| element.comment);
-        owners.extend(comments.map(Owner::from_comment).filter(|owner| owner.is_on(network)));
-    }
+    let mut owners = owned::owners(world.nft()?, &PODS, network)?;
     let shared = sharers(network, world)?;
     owners.extend(shared.iter().map(|(attachment, _)| Owner::new(attachment)));
     owners.sort();
     owners.dedup();
     for owner in strays(owners, kept)? {
-        remove_all_of(world.nft()?, &owner)?;
+        owned::remove_all_of(world.nft()?, &PODS, &owner)?;
         for (attachment, bridge) in shared.iter().filter(|(attachment, _)| Owner::new(attachment) == owner) {
             let turn = Turn::take(world)?;
             leave(attachment, bridge, &turn, world)?;

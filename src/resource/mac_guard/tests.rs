@@ -61,9 +61,9 @@ fn the_table() {
     assert_eq!(
         names(&next.observe_with(&mut nft).unwrap()),
         "rule for set bridge bridgehead guarded in chain bridge bridgehead guard is missing\n\
-         element of veth0 in set bridge bridgehead guarded is missing\n\
          rule for set bridge bridgehead guarded_ports in chain bridge bridgehead guard is missing\n\
-         element of veth0 in set bridge bridgehead guarded_ports is missing"
+         element veth0 of set bridge bridgehead guarded is missing\n\
+         element veth0 of set bridge bridgehead guarded_ports is missing"
     );
 }
 

@@ -17,7 +17,7 @@
 //! subnet's set and rule are made together, with its first pod, and stay, unless somebody says that the network is gone.
 
 use super::super::owner::{Owner, strays};
-use super::super::{Ensured, Finding, Kept};
+use super::super::{Ensured, Finding, Kept, owned};
 use super::multicast;
 use crate::net::Result;
 use crate::net::nft::expr::{self, Operator, Side};
@@ -73,11 +73,7 @@ impl Subnet {
 }
 
 fn element(owner: &Owner, source: Prefix) -> Element {
-    Element {
-        key: set::address_key(source.address()),
-        comment: Some(owner.as_str().to_owned()),
-        ..Element::default()
-    }
+    owned::element(owner, set::address_key(source.address()))
 }
 
 /// Asks for the elements, and reads the chain: it has a rule per subnet and none per pod. So it is noticed where
@@ -176,35 +172,17 @@ pub(super) fn observe(nft: &mut Nft, owner: &Owner, sources: &[Prefix]) -> Resul
                 findings.push(finding);
             }
         }
-        let object = || format!("element {} of {set}", source.address());
-        let wanted = element(owner, source);
-        match nft.element(set, &wanted.key)? {
-            None => findings.push(Finding::missing(object())),
-            Some(found) if found == wanted => {}
-            Some(found) => findings.push(Finding::differs(object(), whose(&wanted), whose(&found))),
-        }
+        let wanted = [(set, element(owner, source))];
+        findings.extend(owned::observe(nft, &wanted, |_| source.address().to_string())?);
     }
     Ok(findings)
 }
 
-fn whose(element: &Element) -> String {
-    element.comment.clone().unwrap_or_else(|| "nobody's".to_owned())
-}
-
 pub(super) fn remove(nft: &mut Nft, owner: &Owner, sources: &[Prefix]) -> Result<()> {
-    repeat_if_overtaken(|| {
-        let mut transaction = Transaction::new();
-        for &source in sources {
-            let subnet = Subnet::of(source);
-            let key = set::address_key(source.address());
-            let Some(found) = nft.element(subnet.set(), &key)? else { continue };
-            // Somebody else may have the address by now.
-            if found.comment.as_deref().is_none_or(|comment| comment == owner.as_str()) {
-                transaction.delete_element(subnet.set(), &key);
-            }
-        }
-        nft.commit(transaction)
-    })
+    let subnets: Vec<(Subnet, Element)> =
+        sources.iter().map(|source| (Subnet::of(*source), element(owner, *source))).collect();
+    let elements: Vec<_> = subnets.iter().map(|(subnet, element)| (subnet.set(), element.clone())).collect();
+    owned::remove(nft, owner, &elements)
 }
 
 /// Removes the sets and rules of subnets in which nobody is.
@@ -214,18 +192,10 @@ pub(super) fn remove_empty(nft: &mut Nft, networks: &[Prefix]) -> Result<()> {
     nft.remove_empty(ENTRY, &sets)
 }
 
+/// Removes whatever an owner has; goes through the sets of all subnets.
 pub(super) fn remove_all_of(nft: &mut Nft, owner: &Owner) -> Result<()> {
-    repeat_if_overtaken(|| {
-        let mut transaction = Transaction::new();
-        for subnet in subnets(nft)? {
-            for found in nft.elements(subnet.set())? {
-                if found.comment.as_deref() == Some(owner.as_str()) {
-                    transaction.delete_element(subnet.set(), &found.key);
-                }
-            }
-        }
-        nft.commit(transaction)
-    })
+    let subnets = subnets(nft)?;
+    owned::remove_all_of(nft, &sets_of(&subnets), owner)
 }
 
 /// Removes the elements of a network's attachments that are not kept.
@@ -238,14 +208,12 @@ pub(super) fn collect(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> anyhow::
 
 /// The owners on a network that have elements.
 pub(super) fn owners(nft: &mut Nft, network: &str) -> Result<Vec<Owner>> {
-    let mut owners = Vec::new();
-    for subnet in subnets(nft)? {
-        let comments = nft.elements(subnet.set())?.into_iter().filter_map(|element| element.comment);
-        owners.extend(comments.map(Owner::from_comment).filter(|owner| owner.is_on(network)));
-    }
-    owners.sort();
-    owners.dedup();
-    Ok(owners)
+    let subnets = subnets(nft)?;
+    owned::owners(nft, &sets_of(&subnets), network)
+}
+
+fn sets_of(subnets: &[Subnet]) -> Vec<Set<'_>> {
+    subnets.iter().map(Subnet::set).collect()
 }
 
 /// All subnets of the table.

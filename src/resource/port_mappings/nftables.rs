@@ -51,8 +51,8 @@
 
 mod sets;
 
-use super::super::owner::{Owner, strays};
-use super::super::{Ensured, Finding, Kept};
+use super::super::owner::Owner;
+use super::super::{Ensured, Finding, Kept, owned};
 use super::PortMappings;
 use crate::net::Result;
 use crate::net::nft::{
@@ -226,7 +226,6 @@ pub(super) fn observe(nft: &mut Nft, wanted: &PortMappings) -> Result<Vec<Findin
         let found = nft.elements_of(set, &keys(&elements))?;
         for (wanted, found) in elements.iter().zip(found) {
             let object = || format!("element {} of {set}", set::words(set.key, &wanted.key));
-            let whose = |element: &Element| element.comment.clone().unwrap_or_else(|| "nobody's".to_owned());
             match (found, set.carries) {
                 (None, _) => findings.push(Finding::missing(object())),
                 (Some(found), _) if found == *wanted || is_shared(&found, wanted) => {}
@@ -234,7 +233,9 @@ pub(super) fn observe(nft: &mut Nft, wanted: &PortMappings) -> Result<Vec<Findin
                     let to = |element: &Element| set::words(parts, &element.data);
                     findings.push(Finding::differs(object(), to(wanted), to(&found)));
                 }
-                (Some(found), _) => findings.push(Finding::differs(object(), whose(wanted), whose(&found))),
+                (Some(found), _) => {
+                    findings.push(Finding::differs(object(), owned::whose(wanted), owned::whose(&found)))
+                }
             }
         }
     }
@@ -249,7 +250,7 @@ pub(super) fn remove(nft: &mut Nft, unwanted: &PortMappings) -> Result<()> {
             let set = named.set();
             let found = nft.elements_of(set, &keys(&elements))?.into_iter().flatten();
             // Somebody else may have the port, or the address, by now.
-            let ours = found.filter(|it| it.comment.as_deref().is_none_or(|text| text == owner.as_str()));
+            let ours = found.filter(|it| !owned::is_of_another(it, &owner));
             let keys: Vec<Vec<u8>> = ours.map(|element| element.key).collect();
             transaction.delete_elements(set, &keys);
         }
@@ -266,32 +267,18 @@ pub(super) fn remove_empty(nft: &mut Nft, networks: &[Prefix]) -> Result<()> {
 
 /// Removes all elements of an owner, whatever they are; goes through all sets of ports.
 pub(super) fn remove_all_of(nft: &mut Nft, owner: &Owner) -> Result<()> {
-    repeat_if_overtaken(|| {
-        let mut transaction = Transaction::new();
-        for named in all_sets(nft)? {
-            let set = named.set();
-            let found = nft.elements(set)?.into_iter();
-            let ours = found.filter(|element| element.comment.as_deref() == Some(owner.as_str()));
-            let keys: Vec<Vec<u8>> = ours.map(|element| element.key).collect();
-            transaction.delete_elements(set, &keys);
-        }
-        nft.commit(transaction)
-    })
+    let all = all_sets(nft)?;
+    owned::remove_all_of(nft, &sets_of(&all), owner)
 }
 
 /// Removes the elements of a network's attachments that are not kept.
 pub(super) fn collect(nft: &mut Nft, network: &str, kept: &Kept<'_>) -> anyhow::Result<()> {
-    let mut owners = Vec::new();
-    for named in all_sets(nft)? {
-        let comments = nft.elements(named.set())?.into_iter().filter_map(|element| element.comment);
-        owners.extend(comments.map(Owner::from_comment).filter(|owner| owner.is_on(network)));
-    }
-    owners.sort();
-    owners.dedup();
-    for owner in strays(owners, kept)? {
-        remove_all_of(nft, &owner)?;
-    }
-    Ok(())
+    let all = all_sets(nft)?;
+    owned::collect(nft, &sets_of(&all), network, kept)
+}
+
+fn sets_of(all: &[Named]) -> Vec<Set<'_>> {
+    all.iter().map(Named::set).collect()
 }
 
 /// All sets and maps of ports that are there.

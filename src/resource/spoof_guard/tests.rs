@@ -203,13 +203,13 @@ fn it_stands_beside_the_guard_of_macs() {
 fn owners_are_found_and_removed() {
     private_namespace();
     let mut nft = Nft::open().unwrap();
-    assert_eq!(owners(&mut nft, "testnet").unwrap(), []);
+    assert_eq!(owned::owners(&mut nft, &SETS, "testnet").unwrap(), []);
     dual().ensure_with(&mut nft).unwrap();
     guard("def", "veth1", "02:00:00:00:00:02", &["10.1.0.6"]).ensure_with(&mut nft).unwrap();
-    let found = owners(&mut nft, "testnet").unwrap();
+    let found = owned::owners(&mut nft, &SETS, "testnet").unwrap();
     assert_eq!(found.iter().map(Owner::as_str).collect::<Vec<_>>(), ["testnet/abc/eth0", "testnet/def/eth0"]);
-    assert_eq!(owners(&mut nft, "test").unwrap(), []);
-    remove_all_of(&mut nft, &found[0]).unwrap();
+    assert_eq!(owned::owners(&mut nft, &SETS, "test").unwrap(), []);
+    owned::remove_all_of(&mut nft, &SETS, &found[0]).unwrap();
     let listing = run("nft list ruleset");
     assert!(!listing.contains("abc") && listing.contains("def"), "{listing}");
 }
