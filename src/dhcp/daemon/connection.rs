@@ -6,27 +6,16 @@ use std::rc::Rc;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::super::gob::Value;
+use super::super::gob::{Malformed, Value};
 use super::super::rpc::{End, RESPONSE, RESULT, WELCOME};
 use super::{Answer, Daemon, Gain, PATIENCE, first};
 
-/// Serves one connection: calls, one after the other, until it is closed.
+/// Serves one connection.
 pub(super) async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> anyhow::Result<()> {
-    let malformed = |e: crate::dhcp::gob::Malformed| anyhow::anyhow!("it makes no sense: {}", e.0);
     let mut end = End::default();
-    let greeting = loop {
-        if let Some(greeting) = end.greeting().map_err(malformed)? {
-            break greeting;
-        }
-        if !receive(&stream, &mut end).await? {
-            return Ok(());
-        }
-    };
-    if !greeting.starts_with("CONNECT /_goRPC_ ") {
-        send(&stream, b"HTTP/1.0 405 must CONNECT\r\nContent-Type: text/plain\r\n\r\n").await?;
-        anyhow::bail!("it speaks another protocol");
+    if !greet(&stream, &mut end).await? {
+        return Ok(());
     }
-    send(&stream, WELCOME.as_bytes()).await?;
     let mut gain: Option<Gain> = None;
     loop {
         let mut values = Vec::new();
@@ -75,6 +64,28 @@ pub(super) async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> anyhow::Re
             return Err(e);
         }
     }
+}
+
+fn malformed(error: Malformed) -> anyhow::Error {
+    anyhow::anyhow!("it makes no sense: {}", error.0)
+}
+
+/// Agrees on the protocol; false where the other side closes instead.
+async fn greet(stream: &UnixStream, end: &mut End) -> anyhow::Result<bool> {
+    let greeting = loop {
+        if let Some(greeting) = end.greeting().map_err(malformed)? {
+            break greeting;
+        }
+        if !receive(stream, end).await? {
+            return Ok(false);
+        }
+    };
+    if !greeting.starts_with("CONNECT /_goRPC_ ") {
+        send(stream, b"HTTP/1.0 405 must CONNECT\r\nContent-Type: text/plain\r\n\r\n").await?;
+        anyhow::bail!("it speaks another protocol");
+    }
+    send(stream, WELCOME.as_bytes()).await?;
+    Ok(true)
 }
 
 /// Whether an error says that the other side has gone without reading what it was sent.
