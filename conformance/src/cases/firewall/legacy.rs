@@ -3,8 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{BOTH, Walled, filter, firewall, isolation, made_up, usual};
-use crate::call::Call;
+use super::{BOTH, Walled, filter, forty_at_once, isolation, usual};
 use crate::cases::iptables_legacy::choose_variant;
 use crate::cases::networks::{gateway4, gateway46};
 use crate::expect::{contains, equal, holds, lacks};
@@ -36,25 +35,7 @@ pub(super) fn legacy_tables_have_the_same_rules(host: &Sandbox) -> Result<()> {
 
 pub(super) fn forty_at_once_share_legacy_tables(host: &Sandbox) -> Result<()> {
     choose_variant(host, "legacy")?;
-    let pod = host.pod("a")?;
-    let calls: Vec<Call> = (0..40)
-        .map(|n| {
-            let keys = json!({"ingressPolicy": "same-bridge"});
-            firewall(&format!("c{n}"), &pod, keys).prev(&made_up(&format!("10.20.0.{}/24", n + 2)))
-        })
-        .collect();
-    for (verb, wanted) in [("ADD", [1, 1, 1, 80]), ("DEL", [1, 1, 0, 0])] {
-        let started: Vec<_> =
-            calls.iter().map(|call| call.command(verb).start(host)).collect::<Result<_>>()?;
-        for one in started {
-            let answer = one.answer(host)?;
-            holds(answer.status() == Some(0), format!("{verb}: {}", answer.stdout()))?;
-        }
-        let rules = filter(host, "iptables-legacy")?;
-        let parts = ["-j CNI-FORWARD", "-j CNI-ADMIN", "-j CNI-ISOLATION-STAGE-1", "10.20.0."];
-        equal(verb, parts.map(|part| rules.iter().filter(|rule| rule.contains(part)).count()), wanted)?;
-    }
-    Ok(())
+    forty_at_once(host, "iptables-legacy")
 }
 
 pub(super) fn del_looks_into_the_tables_of_both_variants(host: &Sandbox) -> Result<()> {
