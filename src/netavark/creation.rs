@@ -157,8 +157,6 @@ fn subnets(
         }
         add(prefix, subnet.gateway);
     }
-    let has =
-        |is_ipv4: bool| network.subnets.iter().any(|it| it.prefix(0).is_ok_and(|it| it.is_ipv4() == is_ipv4));
     if network.subnets.is_empty() && options.is_unmanaged {
         let msg = "subnets: mode=unmanaged needs --subnet, or --ipam-driver dhcp or none";
         return Err(CniError::config(msg));
@@ -166,7 +164,7 @@ fn subnets(
     if network.subnets.is_empty() {
         add(free_ipv4(network, occupied)?, None);
     }
-    if network.ipv6_enabled && !has(false) {
+    if network.ipv6_enabled && !network.prefixes().iter().any(|prefix| prefix.is_ipv6()) {
         add(free_ipv6(network, occupied)?, None);
     }
     Ok(found)
