@@ -14,9 +14,9 @@ use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
 use crate::plan::{self, Records, Resting};
-use crate::plugins::{PluginType, bridge};
-use crate::resource::World;
+use crate::plugins::PluginType;
 use crate::resource::aftermath::Aftermath;
+use crate::resource::{UnusedBridge, World};
 use crate::spec::config::{MAX_BYTES, ValidAttachments};
 use crate::spec::request::Environment;
 use crate::spec::{CniError, CniResult, Code, Command, NetConf, Prefix, Request, version};
@@ -98,9 +98,10 @@ pub fn detach(plugin: &PluginType, request: &Request) -> Result<(), CniError> {
         .map_err(|error| CniError::from_chain(&error, Code::Kernel))
 }
 
-/// Removes a bridge that was made for attachments and has none any more; see [`bridge::remove_unused`].
+/// Removes a bridge that was made for attachments and has none any more; see [`UnusedBridge`].
 pub fn remove_unused_bridge(name: &str, subnets: &[Prefix], request: &Request) -> Result<(), CniError> {
-    bridge::remove_unused(name, subnets, &mut World::new(request, STATE.into()))
+    UnusedBridge { name, subnets }
+        .remove(&mut World::new(request, STATE.into()))
         .map_err(|error| CniError::from_chain(&error, Code::Kernel))
 }
 

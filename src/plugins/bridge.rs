@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use super::PluginType;
 use super::mtu::{MTU_DEFAULT, check_ipv6};
 use crate::ipam::flock::Mode;
-use crate::net::netns::Identity;
-use crate::net::{Link, Mac, sysctl};
+use crate::net::{Link, Mac};
 use crate::plan::{Plan, Plugin};
+use crate::resource::bridge::new_mac;
 use crate::resource::masquerade::Backend;
 use crate::resource::{self, Lease, Resource, World, veth, vlan_gateway};
 use crate::spec::result::{Interface, Route};
@@ -195,7 +195,7 @@ impl Bridge {
         let bridge = world.host_link(&self.name)?;
         let bridge_mac = match bridge.as_ref().and_then(|link| link.mac) {
             Some(mac) => mac,
-            None => new_bridge_mac(&self.name, world.home()?.identity())?,
+            None => new_mac(&self.name, world.home()?.identity())?,
         };
         let vlan_gateway_mac = match self.gateway_vlan() {
             Some(vlan) => {
@@ -322,82 +322,6 @@ impl Plugin for Bridge {
     }
 }
 
-/// Removes a bridge that an ADD has made in this boot, if no pod is on it any more and no other call is about to attach
-/// one, and what there is for its subnets, which an ADD that failed has left too. DEL leaves them, as the reference does;
-/// this is for a runtime whose networks come and go.
-pub fn remove_unused(name: &str, subnets: &[Prefix], world: &mut World<'_>) -> anyhow::Result<()> {
-    let own_mac = new_bridge_mac(name, world.home()?.identity())?;
-    // Most calls leave others there, and need not wait to be alone.
-    if let Unused::No = look_at(name, own_mac, world)? {
-        return Ok(());
-    }
-    world.use_bridge(name, Mode::Exclusive)?;
-    world.forget_host_link(name);
-    match look_at(name, own_mac, world)? {
-        Unused::No => return Ok(()),
-        Unused::Gone => {}
-        Unused::But(gateways) => {
-            for gateway in gateways {
-                world.remove_host_link(&gateway)?;
-            }
-            let bridge = resource::Bridge {
-                name: name.to_owned(),
-                mac: own_mac,
-                mtu: None,
-                promiscuous: false,
-                vlan_filtering: false,
-            };
-            bridge.remove(world)?;
-            if world.host_link(name)?.is_some() {
-                return Ok(());
-            }
-        }
-    }
-    resource::Masquerade::remove_empty(subnets, world)?;
-    resource::PortMappings::remove_empty(subnets, world)?;
-    world.end_bridge_use();
-    Ok(())
-}
-
-/// Whether a bridge can be removed.
-enum Unused {
-    /// It is somebody else's, or has pods.
-    No,
-    /// It is gone.
-    Gone,
-    /// It has no ports but those of these links, which go with it.
-    But(Vec<Link>),
-}
-
-fn look_at(name: &str, own_mac: Mac, world: &mut World<'_>) -> anyhow::Result<Unused> {
-    let Some(found) = world.host_link(name)? else { return Ok(Unused::Gone) };
-    if found.kind != "bridge" || found.mac != Some(own_mac) {
-        return Ok(Unused::No);
-    }
-    Ok(vlan_gateways_alone(&found, world)?.map_or(Unused::No, Unused::But))
-}
-
-/// The links with the gateway addresses of VLANs, if a bridge has no other ports than theirs.
-fn vlan_gateways_alone(bridge: &Link, world: &mut World<'_>) -> anyhow::Result<Option<Vec<Link>>> {
-    let host = world.host()?;
-    let mut gateways = Vec::new();
-    for port in host.ports(bridge)? {
-        let peer = match port.peer {
-            Some(index) => host.link_by_index(index)?,
-            None => None,
-        };
-        let is_gateway = |link: &Link| {
-            link.name.starts_with(&format!("{}.", bridge.name))
-                && vlan_gateway::port_name(&link.name) == port.name
-        };
-        match peer.filter(is_gateway) {
-            Some(gateway) => gateways.push(gateway),
-            None => return Ok(None),
-        }
-    }
-    Ok(Some(gateways))
-}
-
 /// The gateway addresses with their subnets' prefix lengths, each once.
 fn gateways(ipam: &CniResult) -> Vec<Prefix> {
     let mut found = Vec::new();
@@ -426,14 +350,6 @@ fn add_default_routes(ipam: &mut CniResult) {
             ipam.routes.push(Route::via(dst, Some(gateway)));
         }
     }
-}
-
-/// The MAC of a bridge that is to be made. Pods that come at the same moment must all say the same in their results,
-/// so it is made from what they have in common; and bridges of one name on two hosts may share a network, so that is
-/// the host's namespace in this boot.
-fn new_bridge_mac(name: &str, host: Identity) -> anyhow::Result<Mac> {
-    let boot = sysctl::boot_id()?;
-    Ok(veth::mac_from(&["bridge", &boot, &host.device.to_string(), &host.inode.to_string(), name]))
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use anyhow::{Context, bail};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::veth::mac_from;
 use super::{Ensured, Finding, World, or_undo};
+use crate::net::netns::Identity;
 use crate::net::rtnl::link;
 use crate::net::{Mac, sysctl};
 use crate::spec::{CniError, Code};
@@ -22,6 +24,14 @@ pub struct Bridge {
     pub promiscuous: bool,
     /// Whether it filters VLANs.
     pub vlan_filtering: bool,
+}
+
+/// The MAC of a bridge that is to be made. Pods that come at the same moment must all say the same in their results,
+/// so it is made from what they have in common; and bridges of one name on two hosts may share a network, so that is
+/// the host's namespace in this boot.
+pub fn new_mac(name: &str, host: Identity) -> anyhow::Result<Mac> {
+    let boot = sysctl::boot_id()?;
+    Ok(mac_from(&["bridge", &boot, &host.device.to_string(), &host.inode.to_string(), name]))
 }
 
 impl Bridge {
