@@ -1,6 +1,6 @@
 //! Rules: writing them, and reading back those of one chain.
 
-use netlink_packet_core::{DefaultNla, NlaBuffer, NlasIterator, Parseable, parse_u64_be};
+use netlink_packet_core::{DefaultNla, Nla, NlaBuffer, NlasIterator, Parseable, parse_u64_be};
 use netlink_packet_netfilter::nftables::{
     ExpressionAttribute, Expressions, ListAttribute, Lookup, NfTablesMessage, RuleAttribute, RuleMessage,
 };
@@ -30,13 +30,18 @@ const NFTA_VERDICT_CHAIN: u16 = 2;
 /// crate takes for granted that what stands in them is as long as it says.
 const DATA: [(&[u8], &[u16]); 3] = [(b"bitwise", &[4, 5, 7]), (b"cmp", &[3]), (b"immediate", &[2])];
 
+/// The attributes that are data in an expression of a name.
+fn data_of(name: &[u8]) -> &'static [u16] {
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    DATA.iter().find(|(with_data, _)| *with_data == name).map_or(&[], |(_, kinds)| kinds)
+}
+
 /// Whether the message crate can read an expression.
 fn is_readable(expression: &[u8]) -> bool {
     let of =
         |wanted: u16| attributes(expression).filter(move |(kind, _)| *kind == wanted).map(|(_, value)| value);
     of(NFTA_EXPR_NAME).all(|name| {
-        let name = name.strip_suffix(&[0]).unwrap_or(name);
-        let data = DATA.iter().find(|(with_data, _)| *with_data == name).map_or(&[][..], |(_, kinds)| kinds);
+        let data = data_of(name);
         of(NFTA_EXPR_DATA)
             .flat_map(attributes)
             .filter(|(kind, _)| data.contains(kind))
@@ -144,20 +149,18 @@ impl Rule {
     }
 
     /// Whether these are its expressions. What the kernel adds to them (defaults, packets counted) does not matter.
+    ///
+    /// Compared as they are encoded: an ADD asks it of some twenty rules, and decoding them would be most of its work.
     pub fn consists_of(&self, expressions: &[Expr]) -> bool {
-        let mut wanted = expressions.iter();
-        let mut found = self.expressions();
-        loop {
-            match (wanted.next(), found.next()) {
-                (None, None) => return true,
-                (Some(Expr(ListAttribute::Element(parts))), Some(found)) => {
-                    if !content(parts.clone()).is_some_and(|wanted| includes(&found, &wanted)) {
-                        return false;
-                    }
-                }
-                _ => return false,
-            }
-        }
+        let mut found = attributes(&self.expressions);
+        let mut encoded = Vec::new();
+        let are_all_there = expressions.iter().all(|Expr(wanted)| {
+            encoded.clear();
+            encoded.resize(wanted.value_len(), 0);
+            wanted.emit_value(&mut encoded);
+            found.next().is_some_and(|(kind, found)| kind == NFTA_LIST_ELEM && includes(found, &encoded))
+        });
+        are_all_there && found.next().is_none()
     }
 
     /// Whether it looks something up in a set or map of the same table.
@@ -203,21 +206,29 @@ fn content(parts: Vec<ExpressionAttribute>) -> Option<Expressions> {
     name.map(|expression_type| Expressions::Other { expression_type, attributes: vec![] })
 }
 
-fn includes(found: &Expressions, wanted: &Expressions) -> bool {
-    fn all<T: PartialEq>(found: &[T], wanted: &[T]) -> bool {
-        wanted.iter().all(|attribute| found.contains(attribute))
+/// Whether an expression is another, as far as that says what it is.
+fn includes(found: &[u8], wanted: &[u8]) -> bool {
+    let name = attribute(wanted, NFTA_EXPR_NAME);
+    if attribute(found, NFTA_EXPR_NAME) != name {
+        return false;
     }
-    match (found, wanted) {
-        (Expressions::Bitwise(found), Expressions::Bitwise(wanted)) => all(found, wanted),
-        (Expressions::Cmp(found), Expressions::Cmp(wanted)) => all(found, wanted),
-        (Expressions::Immediate(found), Expressions::Immediate(wanted)) => all(found, wanted),
-        (Expressions::Lookup(found), Expressions::Lookup(wanted)) => all(found, wanted),
-        (Expressions::Meta(found), Expressions::Meta(wanted)) => all(found, wanted),
-        (Expressions::Payload(found), Expressions::Payload(wanted)) => all(found, wanted),
-        (
-            Expressions::Other { expression_type: found_type, attributes: found },
-            Expressions::Other { expression_type, attributes: wanted },
-        ) => found_type == expression_type && (expression_type == "counter" || all(found, wanted)),
-        _ => false,
+    // A counter has counted.
+    if name == Some(b"counter\0") {
+        return true;
     }
+    let nested = data_of(name.unwrap_or_default());
+    let found = attribute(found, NFTA_EXPR_DATA).unwrap_or_default();
+    attributes(attribute(wanted, NFTA_EXPR_DATA).unwrap_or_default()).all(|(kind, wanted)| {
+        attributes(found).any(|(other, found)| {
+            other == kind && (found == wanted || (nested.contains(&kind) && is_same_data(found, wanted)))
+        })
+    })
+}
+
+/// Whether two nests of attributes have the same in them; padding and flags do not matter.
+fn is_same_data(found: &[u8], wanted: &[u8]) -> bool {
+    attributes(found).count() == attributes(wanted).count()
+        && attributes(found).zip(attributes(wanted)).all(|((other, found), (kind, wanted))| {
+            other == kind && (found == wanted || (kind == NFTA_DATA_VERDICT && is_same_data(found, wanted)))
+        })
 }
