@@ -30,6 +30,10 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// larger than a page); beginning small matters, since each page that is touched costs a fault at start-up.
 const BUFFER_BYTES: usize = 2 << 10;
 
+/// The most that the kernel tells in one datagram, but for an object that is larger by itself (`NLMSG_GOODSIZE`,
+/// linux/netlink.h).
+const NEWS_BYTES: usize = 8 << 10;
+
 /// How many questions are asked before the answers are read. They must have room in the socket, of which each takes a
 /// kilobyte or two; there is room for 200.
 const QUESTIONS: usize = 50;
@@ -77,6 +81,14 @@ impl Message {
     /// A request that the kernel does not acknowledge: the brackets of an nf_tables batch.
     pub fn unacknowledged<T: NetlinkSerializable>(deed: impl Into<String>, flags: u16, payload: T) -> Self {
         Self { deed: deed.into(), bytes: encode(NLM_F_REQUEST | flags, payload), acknowledged: false }
+    }
+
+    /// The same request, on which the kernel tells of the object as it has become.
+    #[must_use]
+    pub fn echoed(mut self) -> Self {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | NLM_F_ECHO;
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self
     }
 }
 
@@ -135,6 +147,20 @@ impl Socket {
 
     /// Sends requests together and waits for every acknowledgement. The answers stand in the order of the requests.
     pub fn execute(&mut self, batch: Vec<Message>) -> Result<Vec<Answer>> {
+        self.execute_all(batch, |_, _| {})
+    }
+
+    /// The same; `hear` gets the type and the body of all that the kernel tells on account of [`Message::echoed`].
+    pub fn execute_and_hear(
+        &mut self,
+        batch: Vec<Message>,
+        hear: impl FnMut(u16, &[u8]),
+    ) -> Result<Vec<Answer>> {
+        self.buffer.resize(self.buffer.len().max(NEWS_BYTES), 0);
+        self.execute_all(batch, hear)
+    }
+
+    fn execute_all(&mut self, batch: Vec<Message>, mut hear: impl FnMut(u16, &[u8])) -> Result<Vec<Answer>> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::with_capacity(batch.iter().map(|m| m.bytes.len()).sum());
         for message in &batch {
@@ -156,6 +182,7 @@ impl Socket {
                     continue;
                 };
                 if header.kind != NLMSG_ERROR {
+                    hear(header.kind, body);
                     continue;
                 }
                 let refusal = parse_error(&message.deed, &header, body);
@@ -182,11 +209,10 @@ impl Socket {
 
     /// Sends one request and waits for its acknowledgement; gives what the kernel tells of the object as it has become,
     /// which saves asking for it. `None` where it tells nothing: for links, before Linux 6.2.
-    pub fn execute_with_echo(&mut self, mut message: Message) -> Result<Option<Vec<u8>>> {
+    pub fn execute_with_echo(&mut self, message: Message) -> Result<Option<Vec<u8>>> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
-        let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | NLM_F_ECHO;
-        message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        let mut message = message.echoed();
         message.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
         let deed = || message.deed.clone();
         self.send(&message.bytes, deed)?;

@@ -5,6 +5,7 @@ pub mod fence;
 pub mod isolation;
 pub mod obstacle;
 pub mod passage;
+mod places;
 pub mod zone_source;
 
 use std::net::IpAddr;

@@ -3,7 +3,7 @@
 use super::commands::{Change, Commands};
 use super::{Protocol, Rule, TableName, Variant, legacy};
 use crate::net::Result;
-use crate::net::nft::{self, Base, Chain, Generation, Hook, Kind, Nft, Transaction};
+use crate::net::nft::{self, Base, Chain, Generation, Hook, Kind, Nft, Transaction, Verdict};
 
 /// The chain of the kernel's hook for what the host forwards.
 pub const FORWARD: &str = "FORWARD";
@@ -39,6 +39,22 @@ impl Found {
         match self {
             Self::Native(rule) => rule.owner.as_deref(),
             Self::Line(_) => None,
+        }
+    }
+
+    /// By what it is found again without reading its chain; a legacy table has no such thing.
+    pub fn handle(&self) -> Option<u64> {
+        match self {
+            Self::Native(rule) => Some(rule.handle),
+            Self::Line(_) => None,
+        }
+    }
+
+    /// Whether it lets packets pass.
+    pub fn accepts(&self) -> bool {
+        match self {
+            Self::Native(rule) => rule.verdicts().any(|verdict| verdict == Verdict::Accept),
+            Self::Line(line) => line.ends_with("-j ACCEPT"),
         }
     }
 
@@ -122,6 +138,21 @@ impl<'a> Filter<'a> {
                 let rules = lines.iter().filter_map(|line| line.strip_prefix(&start));
                 Ok(rules.map(|rule| Found::Line(rule.to_owned())).collect())
             }
+        }
+    }
+
+    /// The rules of a chain that have these handles; `None` where one of them is not there any more.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn rules_at(&mut self, name: &str, handles: &[u64]) -> Result<Option<Vec<Found>>> {
+        let chain = self.protocol.filter().chain(name);
+        match &mut self.place {
+            Place::Native { nft, .. } => {
+                Ok(nft.rules_at(chain, handles)?.into_iter().map(|it| it.map(Found::Native)).collect())
+            }
+            Place::Legacy { .. } => Ok(None),
         }
     }
 
@@ -258,6 +289,20 @@ impl<'a> Filter<'a> {
             Place::Native { nft, transaction, .. } => nft.commit(transaction),
             Place::Legacy { changes, .. } if changes.is_empty() => Ok(()),
             Place::Legacy { commands, changes, .. } => commands.change_filter(&changes),
+        }
+    }
+
+    /// The same; gives the rules that were made, as far as the table tells of them.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, or those of the legacy command.
+    pub fn commit_and_learn(self) -> Result<Vec<Found>> {
+        match self.place {
+            Place::Native { nft, transaction, .. } => {
+                Ok(nft.commit_and_learn(transaction)?.into_iter().map(Found::Native).collect())
+            }
+            Place::Legacy { .. } => self.commit().map(|()| Vec::new()),
         }
     }
 }

@@ -49,6 +49,9 @@ pub const FREED: Duration = Duration::from_millis(60);
 /// Length of struct nfgenmsg, which stands before the attributes of every answer.
 const NFGENMSG: usize = 4;
 
+/// The type of what the kernel tells of a new rule: `NFNL_SUBSYS_NFTABLES`, `NFT_MSG_NEWRULE` (linux/netfilter/nf_tables.h).
+const NEW_RULE: u16 = 10 << 8 | 6;
+
 /// The type of an attribute without its flags (linux/netlink.h).
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
@@ -97,6 +100,25 @@ impl Nft {
         self.socket.execute(transaction.into_messages())?.into_iter().collect::<Result<()>>()?;
         self.has_begun_anew |= is_beginning;
         Ok(())
+    }
+
+    /// The same; gives the rules that it has made, in order, as far as the kernel tells of them.
+    pub fn commit_and_learn(&mut self, transaction: Transaction) -> Result<Vec<Rule>> {
+        if transaction.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.has_deleted |= transaction.deletes();
+        let is_beginning = transaction.is_beginning();
+        let messages = transaction.into_messages().into_iter().map(Message::echoed).collect();
+        let mut made = Vec::new();
+        let answers = self.socket.execute_and_hear(messages, |kind, body| {
+            if kind == NEW_RULE {
+                made.extend(body.get(NFGENMSG..).and_then(Rule::parse));
+            }
+        })?;
+        answers.into_iter().collect::<Result<()>>()?;
+        self.has_begun_anew |= is_beginning;
+        Ok(made)
     }
 
     /// Whether a transaction of this connection [began anew](Transaction::begin_anew): either it was the first of all,
@@ -277,6 +299,16 @@ impl Nft {
         let deed = format!("look for rule {handle} of {chain}");
         let answer = self.socket.get(request(deed.clone(), chain.table.family, chain.rule_wanted(handle)))?;
         answer.map(|body| parsed(&deed, &body, Rule::parse)).transpose()
+    }
+
+    /// The rules of a chain that have these handles, each `None` where it, its chain or its table is not there.
+    pub fn rules_at(&mut self, chain: Chain, handles: &[u64]) -> Result<Vec<Option<Rule>>> {
+        let deed = format!("look for rules of {chain}");
+        let question =
+            |handle: &u64| request(deed.clone(), chain.table.family, chain.rule_wanted(*handle));
+        let answers = self.socket.get_many(handles.iter().map(question).collect())?;
+        let read = |body: Option<Vec<u8>>| body.map(|body| parsed(&deed, &body, Rule::parse)).transpose();
+        answers.into_iter().map(read).collect()
     }
 
     /// Whether the kernel has an extension of xtables for use in nf_tables; it loads the module if need be.

@@ -9,6 +9,8 @@
 //!
 //! One thing is more than there: a rule of nf_tables carries its owner where neither command shows it, so that a DEL
 //! that comes late does not take the rules of who has the address by then.
+//!
+//! The chain CNI-FORWARD has two rules for each address of each pod, and is not read for one of them: see [`Places`].
 
 use std::net::IpAddr;
 
@@ -20,6 +22,7 @@ use super::super::owner::{Owner, strays};
 use super::super::share::Turn;
 use super::super::{Ensured, Finding, Kept, World};
 use super::isolation::{STAGE_1, to_stage_1};
+use super::places::{Known, Places};
 use super::{VARIANTS, of_protocol, variant};
 use crate::net;
 use crate::net::iptables::filter::{FORWARD, Found};
@@ -42,6 +45,17 @@ pub struct Admission {
     pub addresses: Vec<IpAddr>,
 }
 
+/// What there is after an ADD.
+struct Made {
+    ensured: Ensured,
+    /// Where the pod's own rules are, as far as the kernel tells.
+    own: Vec<u64>,
+    /// Where the rule is that leads to the chain of the administrator.
+    admin: Option<u64>,
+    /// Whose the other pods' rules are that were looked at; nobody knows it of those that another suite made.
+    others: Vec<Option<Owner>>,
+}
+
 impl Admission {
     /// Makes chains and rules, those that are not there.
     ///
@@ -56,15 +70,35 @@ impl Admission {
             }
             let variant = variant(protocol);
             let _turn = turn(variant, world)?;
+            let places = self.places(protocol, world);
+            let known = places.read();
+            let is_new = variant == Variant::Nft && known.own.is_none();
+            let begun = is_new.then(|| places.begin()).transpose()?;
             let nft = world.nft()?;
-            if repeat_if_overtaken(|| self.ensure_in(protocol, variant, nft))? == Ensured::Created {
+            let made = repeat_if_overtaken(|| self.ensure_in(protocol, variant, &known, nft))?;
+            if made.own != known.own.unwrap_or_default() {
+                places.keep_own(begun, &made.own)?;
+            }
+            let admin = made.admin.filter(|admin| known.admin != Some(*admin));
+            if let Some(admin) = admin
+                && made.others.iter().all(|owner| owner.as_ref().is_some_and(|it| places.has(it)))
+            {
+                places.keep_admin(admin)?;
+            }
+            if made.ensured == Ensured::Created {
                 ensured = Ensured::Created;
             }
         }
         Ok(ensured)
     }
 
-    fn ensure_in(&self, protocol: Protocol, variant: Variant, nft: &mut Nft) -> net::Result<Ensured> {
+    fn ensure_in(
+        &self,
+        protocol: Protocol,
+        variant: Variant,
+        known: &Known,
+        nft: &mut Nft,
+    ) -> net::Result<Made> {
         let mut filter = Filter::open(protocol, variant, nft)?;
         let owner = Owner::new(&self.attachment);
         let (jump, admin) = (to_cni_forward(), self.to_admin());
@@ -89,7 +123,8 @@ impl Admission {
             }
             is_shared_changed = true;
         }
-        let present = filter.rules(CNI_FORWARD)?;
+        let present = self.look(&mut filter, known)?;
+        let mut admin_place = present.iter().find(|found| filter.is(found, &admin)).and_then(Found::handle);
         if !present.iter().any(|found| filter.is(found, &admin)) {
             filter.insert(CNI_FORWARD, &admin);
             is_shared_changed = true;
@@ -97,9 +132,11 @@ impl Admission {
         if is_shared_changed {
             filter.only_as_found();
         }
+        let mut own: Vec<u64> = Vec::new();
         for rule in self.rules(protocol) {
             let same: Vec<&Found> = present.iter().filter(|found| filter.is(found, &rule)).collect();
-            if same.iter().any(|found| is_of(found, &owner)) {
+            if let Some(found) = same.iter().find(|found| is_of(found, &owner)) {
+                own.extend(found.handle());
                 continue;
             }
             // An address has one owner at a time, and the result that it stands in says that it is this one.
@@ -108,9 +145,40 @@ impl Admission {
             }
             filter.append_for(CNI_FORWARD, &rule, owner.as_str());
         }
+        let others = present.iter().filter(|found| match found.owner() {
+            Some(text) => text != owner.as_str(),
+            None => found.accepts(),
+        });
+        let others = others.map(|found| found.owner().map(|text| Owner::from_comment(text.to_owned())));
+        let others = others.collect();
         let ensured = if filter.is_unchanged() { Ensured::Present } else { Ensured::Created };
-        filter.commit()?;
-        Ok(ensured)
+        for made in filter.commit_and_learn()? {
+            match made.owner() {
+                Some(_) => own.extend(made.handle()),
+                None if made.leads_to(&self.admin_chain) => admin_place = made.handle(),
+                None => {}
+            }
+        }
+        Ok(Made { ensured, own, admin: admin_place, others })
+    }
+
+    /// What of the chain of all pods may matter: what is known to be all of it, else the whole chain.
+    fn look(&self, filter: &mut Filter<'_>, known: &Known) -> net::Result<Vec<Found>> {
+        if let Some(admin) = known.admin {
+            let handles: Vec<u64> = [admin].into_iter().chain(known.own.iter().flatten().copied()).collect();
+            // Who has a file that says nothing may have rules all the same.
+            let is_all = known.own.as_ref().is_none_or(|own| !own.is_empty());
+            let owner = Owner::new(&self.attachment);
+            if is_all
+                && let Some(found) = filter.rules_at(CNI_FORWARD, &handles)?
+                && let [first, own @ ..] = found.as_slice()
+                && filter.is(first, &self.to_admin())
+                && own.iter().all(|it| it.owner() == Some(owner.as_str()))
+            {
+                return Ok(found);
+            }
+        }
+        filter.rules(CNI_FORWARD)
     }
 
     /// Tells what is missing.
@@ -124,9 +192,12 @@ impl Admission {
             if of_protocol(&self.addresses, protocol).next().is_none() {
                 continue;
             }
+            let known = self.places(protocol, world).read();
             let mut filter = Filter::open(protocol, variant(protocol), world.nft()?)?;
             let entries = filter.rules(FORWARD)?;
-            let present = filter.rules(CNI_FORWARD)?;
+            // Without a file, another suite may have made them.
+            let present =
+                if known.own.is_some() { self.look(&mut filter, &known)? } else { filter.rules(CNI_FORWARD)? };
             let mut expect = |chain: &str, present: &[Found], rule: &Rule| {
                 if !present.iter().any(|found| filter.is(found, rule)) {
                     findings.push(missing(chain, rule));
@@ -154,8 +225,10 @@ impl Admission {
             if rules.is_empty() && !self.addresses.is_empty() {
                 continue;
             }
+            let places = self.places(protocol, world);
+            let own = places.read().own.unwrap_or_default();
             for variant in VARIANTS {
-                remove_where(protocol, variant, world, |filter, found| {
+                remove_where(protocol, variant, &own, world, |filter, found| {
                     let is_named = rules.iter().any(|rule| filter.is(found, rule));
                     match found.owner() {
                         Some(text) => text == owner.as_str(),
@@ -163,8 +236,13 @@ impl Admission {
                     }
                 })?;
             }
+            places.forget()?;
         }
         Ok(())
+    }
+
+    fn places(&self, protocol: Protocol, world: &World<'_>) -> Places {
+        Places::new(&world.state, protocol, &Owner::new(&self.attachment), &self.admin_chain)
     }
 
     /// The pod's own rules, in order.
@@ -209,17 +287,23 @@ pub(super) fn turn(variant: Variant, world: &World<'_>) -> Result<Option<Turn>> 
     }
 }
 
-/// Removes rules of the chain of all pods.
+/// Removes rules of the chain of all pods. Those that are known to be all are looked at alone, if all are there.
 fn remove_where(
     protocol: Protocol,
     variant: Variant,
+    known: &[u64],
     world: &mut World<'_>,
     is_condemned: impl Fn(&Filter<'_>, &Found) -> bool,
 ) -> Result<()> {
     let nft = world.nft()?;
     repeat_if_overtaken(|| {
         let Some(mut filter) = Filter::in_use(protocol, variant, nft)? else { return Ok(()) };
-        for found in filter.rules(CNI_FORWARD)? {
+        let known = if known.is_empty() { None } else { filter.rules_at(CNI_FORWARD, known)? };
+        let found = match known.filter(|found| found.iter().all(|it| is_condemned(&filter, it))) {
+            Some(found) => found,
+            None => filter.rules(CNI_FORWARD)?,
+        };
+        for found in found {
             if is_condemned(&filter, &found) {
                 filter.delete(CNI_FORWARD, &found);
             }
@@ -242,9 +326,12 @@ pub(in super::super) fn collect(network: &str, kept: &Kept<'_>, world: &mut Worl
         owners.retain(|owner| owner.is_on(network));
         let strays = strays(owners, kept)?;
         if !strays.is_empty() {
-            remove_where(protocol, Variant::Nft, world, |_, found| {
+            remove_where(protocol, Variant::Nft, &[], world, |_, found| {
                 found.owner().is_some_and(|text| strays.iter().any(|owner| owner.as_str() == text))
             })?;
+            for owner in &strays {
+                Places::new(&world.state, protocol, owner, "").forget()?;
+            }
         }
     }
     Ok(())
