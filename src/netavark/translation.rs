@@ -52,6 +52,10 @@ pub(super) fn for_setup(attaching: &Attaching, firewall_driver: &str) -> Result<
             runtime.insert("portMappings".to_owned(), json!(ports));
         }
     }
+    // No error: podman names a container's ports to each of its networks. It shows what is written to stderr.
+    if let Some(why) = wish.why_unpublished() {
+        log::warn!("{why}");
+    }
     config.insert("runtimeConfig".to_owned(), Value::Object(runtime));
     Ok(whole(attaching, config))
 }
@@ -126,6 +130,25 @@ impl Wish<'_> {
     /// with none, it is theirs to do.
     fn has_rules(&self) -> bool {
         !self.options.is_unmanaged && self.ipam == Ipam::HostLocal && self.backend != Some(Backend::None)
+    }
+
+    /// Why nothing leads to the container's ports, if it is to have any.
+    fn why_unpublished(&self) -> Option<String> {
+        let Attaching { container_id, port_mappings, network, .. } = self.attaching;
+        let reason = match self.ipam {
+            _ if port_mappings.is_empty() => return None,
+            _ if network.internal => "is internal",
+            _ if self.options.is_unmanaged => "has the option mode=unmanaged",
+            Ipam::None => "has the IPAM driver none, and so no addresses",
+            Ipam::Dhcp => "has the IPAM driver dhcp: its addresses are not this host's",
+            Ipam::HostLocal if self.backend == Some(Backend::None) => "has the back end none",
+            Ipam::HostLocal => return None,
+        };
+        Some(format!(
+            "port_mappings: nothing leads to the ports of container {container_id} by network {}, which {reason}; only \
+             by another network can it have them",
+            network.name
+        ))
     }
 
     /// Whether the bridge has addresses of its own.

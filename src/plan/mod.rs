@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod journal;
+pub mod reap;
 pub mod reclaim;
 pub mod record;
 pub mod records;
@@ -16,6 +17,7 @@ use crate::spec::{CniError, CniResult, Code};
 
 pub use collect::collect;
 pub use journal::Journal;
+pub use reap::reap;
 pub use record::{Cause, Record};
 pub use records::{Claim, Records, Resting};
 pub use restore::restore;

@@ -85,25 +85,29 @@ pub fn reclaim_ports(owners: &[Attachment], world: &mut World<'_>) -> anyhow::Re
 
 /// Whether an attachment is dead by its records, and its addresses are ours to give back.
 fn is_dead_by(records: &[&Record]) -> bool {
-    // What another program has given can be given back only by a call with the configuration of then.
-    let is_ours = |resource: &Resource| {
-        !matches!(resource, Resource::Lease(Lease { source: Source::Delegated { .. }, .. }))
+    are_proof_of_death(records) && !have_foreign_lease(records)
+}
+
+/// Whether another program has given addresses, which only a call with the configuration of then gives back.
+pub(super) fn have_foreign_lease(records: &[&Record]) -> bool {
+    let is_foreign = |resource: &Resource| {
+        matches!(resource, Resource::Lease(Lease { source: Source::Delegated { .. }, .. }))
     };
-    are_proof_of_death(records) && records.iter().all(|record| record.resources.iter().all(is_ours))
+    records.iter().any(|record| record.resources.iter().any(is_foreign))
 }
 
 /// Whether one record of an attachment proves that it is dead, and none says otherwise.
-fn are_proof_of_death(records: &[&Record]) -> bool {
+pub(super) fn are_proof_of_death(records: &[&Record]) -> bool {
     records.iter().any(|record| record.is_provably_dead())
         && records.iter().all(|record| record.may_be_dead())
 }
 
 /// What there is of an attachment: its record of each plugin in a chain that has one. Nobody else works on it.
-struct Found(Vec<Claim>);
+pub(super) struct Found(Vec<Claim>);
 
 impl Found {
     /// `None` if another call works on the attachment. It is not waited for: it may wait for us.
-    fn claim(attachment: &Attachment, state: &Path) -> anyhow::Result<Option<Self>> {
+    pub(super) fn claim(attachment: &Attachment, state: &Path) -> anyhow::Result<Option<Self>> {
         let mut claims = Vec::new();
         for records in Records::of_all(state)? {
             match records.try_to_claim(attachment)? {
@@ -114,7 +118,8 @@ impl Found {
         Ok(Some(Self(claims)))
     }
 
-    fn records(&self) -> Vec<&Record> {
+    /// Its records.
+    pub(super) fn records(&self) -> Vec<&Record> {
         self.0.iter().filter_map(|claim| claim.record.as_ref()).collect()
     }
 
@@ -131,7 +136,8 @@ impl Found {
         join(errors)
     }
 
-    fn delete(self) -> anyhow::Result<()> {
+    /// Deletes its records.
+    pub(super) fn delete(self) -> anyhow::Result<()> {
         self.0.into_iter().try_for_each(Claim::delete)
     }
 }

@@ -110,7 +110,7 @@ fn restore_ports(claim: &Claim, state: &Path) -> anyhow::Result<()> {
 }
 
 /// The places of all records, or those of one network; and what could not be listed.
-fn places(state: &Path, network: Option<&str>) -> (Vec<Place>, Vec<anyhow::Error>) {
+pub(super) fn places(state: &Path, network: Option<&str>) -> (Vec<Place>, Vec<anyhow::Error>) {
     let (mut places, mut errors) = (Vec::new(), Vec::new());
     let all = Records::of_all(state);
     for records in all.as_deref().unwrap_or_default() {
@@ -185,7 +185,7 @@ pub fn look_for_losses(records: &Records, network: &str, state: &Path) -> anyhow
 }
 
 /// The request that an attachment could be asked about with; there is no caller who has made one.
-fn request_of(record: &Record) -> anyhow::Result<Request> {
+pub(super) fn request_of(record: &Record) -> anyhow::Result<Request> {
     let Attachment { network, container_id, ifname } = record.attachment.clone();
     let netns = record.netns_path.to_string_lossy().into_owned();
     let command = Command::Check;

@@ -113,6 +113,7 @@ const GC: &str = r#"Remove what attachments left behind that are no more.
 
 Usage: bridgehead gc NETWORK [--valid ID[/IFNAME]]... [OPTION]...
        bridgehead gc NETWORK --all [OPTION]...
+       bridgehead gc
 
 First detaches the attachments that are known and not valid, then calls the plugins of NETWORK with GC, which
 plugins have since version 1.1.0. Valid are
@@ -120,7 +121,11 @@ plugins have since version 1.1.0. Valid are
   with --valid                those listed, and no others; without /IFNAME the interface is eth0
   with --all                  none: every container loses this network
 
+Without NETWORK, removes what /run/bridgehead has on record of attachments to any network whose namespace is gone, and
+names each. It needs neither the files of networks nor other plugins, and may run beside add and del.
+
 Examples:
+  bridgehead gc
   bridgehead gc demo
   bridgehead gc demo --valid 3f2c9a --valid 77ab01/eth1
 

@@ -59,6 +59,7 @@ impl Terminal<'_> {
                 env!("CARGO_PKG_VERSION"),
                 version::ALL.map(|v| v.as_str()).join(" ")
             )),
+            Ok(Asked::Reap) => self.reap(Path::new(STATE)),
             Ok(Asked::Restore(network)) => self.restore(Path::new(STATE), network.as_deref()),
             Ok(Asked::Verb(options)) => match Session::new(&options, variable) {
                 Ok(session) => self.carry_out(options.command, &session),
@@ -122,6 +123,36 @@ impl Terminal<'_> {
             self.note("only root can do this");
         }
         self.print(&restoration.summary()).and(outcome)
+    }
+
+    /// Removes what is left of the dead, and tells of each.
+    fn reap(&mut self, state: &Path) -> Result<(), Told> {
+        let (mut removed, mut outcome) = (0, Ok(()));
+        let (left, errors) = plan::reap(state, |attachment, reaped| match reaped {
+            Ok(()) => {
+                removed += 1;
+                if self.print(&format!("{attachment}: removed\n")).is_err() {
+                    outcome = Err(Told);
+                }
+            }
+            Err(error) => {
+                self.note(&format!("{attachment}: {error:#}"));
+                outcome = Err(Told);
+            }
+        });
+        for error in errors {
+            self.note(&format!("{error:#}"));
+            outcome = Err(Told);
+        }
+        if outcome.is_err() && !nix::unistd::geteuid().is_root() {
+            self.note("only root can do this");
+        }
+        let removed = match removed {
+            0 => "nothing is left of any that is gone".to_owned(),
+            1 => "removed what was left of 1 attachment".to_owned(),
+            removed => format!("removed what was left of {removed} attachments"),
+        };
+        self.print(&format!("{removed}; {left} not known to be gone\n")).and(outcome)
     }
 
     /// ADD, and after a failure DEL, as runtimes do.

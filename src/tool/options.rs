@@ -17,6 +17,8 @@ pub(super) enum Asked {
     OwnVersion,
     /// A verb over a network.
     Verb(Box<Options>),
+    /// To remove what is left of attachments that are provably dead, whatever their network.
+    Reap,
     /// To put back what was lost of a network's attachments, or of those to all.
     Restore(Option<String>),
 }
@@ -182,7 +184,11 @@ impl Draft {
             };
         };
         let Some(network) = words.next() else {
-            return misuse("the name of a network is missing".to_owned());
+            return match command {
+                // What is valid is so on one network.
+                Command::Gc if self.valid == Valid::NotSaid => Ok(Asked::Reap),
+                _ => misuse("the name of a network is missing".to_owned()),
+            };
         };
         let netns = words.next();
         if let Some(word) = words.next() {
@@ -304,6 +310,14 @@ mod tests {
         ] {
             let misuse = Asked::parse(["gc", "net", "--valid", word].map(OsString::from)).unwrap_err();
             assert!(misuse.what.contains(text), "{word:?}: {misuse:?}");
+        }
+    }
+
+    #[test]
+    fn gc_of_the_dead_needs_no_network() {
+        assert_eq!(parse("gc"), Ok(Asked::Reap));
+        for line in ["gc --all", "gc --valid a"] {
+            assert!(parse(line).unwrap_err().what.contains("name of a network is missing"), "{line}");
         }
     }
 

@@ -14,10 +14,12 @@ use crate::sandbox::Sandbox;
 
 mod drift;
 mod legacy;
+mod places;
 mod removal;
 
 use drift::*;
 use legacy::*;
+use places::*;
 use removal::*;
 
 /// The plugin, without which nothing here means anything.
@@ -55,6 +57,11 @@ cases! {
         check_finds_lost_isolation needs [FIREWALL, TOOL, Need::Iptables];
         check_makes_nothing needs [FIREWALL, TOOL, Need::Iptables];
         check_needs_a_result needs [FIREWALL];
+    }
+    "firewall/places" {
+        damaged_places_are_not_believed needs [FIREWALL, TOOL, Need::Iptables, Need::Ipv6];
+        rules_that_were_saved_and_restored_are_found needs [FIREWALL, TOOL, Need::Iptables, Need::Ipv6];
+        nothing_is_kept_of_the_dead needs [FIREWALL, TOOL, Need::Iptables, Need::Ipv6];
     }
     "firewall/legacy" {
         legacy_tables_have_the_same_rules needs [FIREWALL, Need::LegacyIptables, Need::Ipv6];

@@ -10,17 +10,24 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::cases;
-use super::networks::{Attachment, NEWEST, bridge, fixed, gateway4, host_local, with};
+use super::networks::{Attachment, NEWEST, bridge, fixed, gateway4, host_local, pool, with};
 use super::records::{TOOL, network, record};
+use super::restore::{nftables, tool};
 use crate::call::Call;
 use crate::case::Need;
-use crate::expect::{equal, holds};
+use crate::expect::{contains, equal, holds};
 use crate::pod::Pod;
 use crate::sandbox::{SCRATCH, Sandbox};
+use crate::snapshot::Snapshot;
 
 cases! {
     "gc/namespaces" {
         gc_spares_a_namespace_whose_process_alone_has_ended needs [TOOL];
+    }
+    "gc/tool" {
+        the_dead_are_removed_whatever_their_network needs [TOOL, Need::Nftables];
+        the_dead_of_another_ipam_are_left_and_named needs [TOOL];
+        nothing_that_may_live_is_removed needs [TOOL];
     }
     "gc/lists" {
         bridge_knows_the_three_lists needs [TOOL];
@@ -214,4 +221,59 @@ fn gc_gives_back_what_an_executed_ipam_gave(host: &Sandbox) -> Result<()> {
     equal("leases", host.leases("net")?, ["10.20.0.3"])?;
     holds(!record("bridge", "gone").exists(), "the record of the dead pod is there")?;
     kept.check().prev(&result).run(host)?.silence()
+}
+
+fn the_dead_are_removed_whatever_their_network(host: &Sandbox) -> Result<()> {
+    let other = with(nftables(), json!({"name": "other", "bridge": "cni1", "ipam": pool(&["10.21.0.0/24"])}));
+    let live = Attachment::new(host, "live", nftables())?;
+    // So that what attachments share is there before.
+    Attachment::new(host, "first", other.clone())?.del(host)?;
+    let before = Snapshot::take(host, &[&live.pod])?;
+    let dead =
+        [("dead", nftables()), ("gone", other)].map(|(id, network)| Attachment::new(host, id, network));
+    for one in dead {
+        one?.pod.remove()?;
+    }
+    let said = tool(host, &["gc"])?;
+    holds(said.status.success(), format!("gc: {}: {}", said.outcome(), said.stderr))?;
+    contains("what gc says", &said.stdout, "container dead interface eth0 on network net: removed\n")?;
+    contains("what gc says", &said.stdout, "container gone interface eth0 on network other: removed\n")?;
+    contains(
+        "what gc says",
+        &said.stdout,
+        "removed what was left of 2 attachments; 1 not known to be gone\n",
+    )?;
+    before.restored(host, &[&live.pod])?;
+    live.call.check().prev(&live.result).run(host)?.silence()?;
+    let again = tool(host, &["gc"])?;
+    equal("what gc says", &*again.stdout, "nothing is left of any that is gone; 1 not known to be gone\n")
+}
+
+fn the_dead_of_another_ipam_are_left_and_named(host: &Sandbox) -> Result<()> {
+    let directory = Path::new(SCRATCH).join("foreign");
+    fs::create_dir(&directory)?;
+    fs::copy(host.plugins().join("host-local"), directory.join("host-local"))?;
+    let path = format!("{}:{}", directory.display(), host.plugins().display());
+    let pod = host.pod("dead")?;
+    let call = bridge("dead", &pod, with(gateway4(), json!({"cniVersion": NEWEST}))).env("CNI_PATH", &path);
+    call.add().run(host)?.result()?;
+    pod.remove()?;
+    let said = tool(host, &["gc"])?;
+    equal("exit status", said.status.code(), Some(1))?;
+    contains("what gc says", &said.stderr, "container dead interface eth0 on network net: ")?;
+    contains("what gc says", &said.stderr, "`bridgehead gc net`")?;
+    holds(record("bridge", "dead").exists(), "the record is gone")?;
+    call.del().run(host)?.silence()
+}
+
+fn nothing_that_may_live_is_removed(host: &Sandbox) -> Result<()> {
+    let none = tool(host, &["gc"])?;
+    equal("what gc says", &*none.stdout, "nothing is left of any that is gone; 0 not known to be gone\n")?;
+    let live = Attachment::new(host, "live", gateway4())?;
+    let said = tool(host, &["gc"])?;
+    equal("what gc says", &*said.stdout, "nothing is left of any that is gone; 1 not known to be gone\n")?;
+    for arguments in [["gc", "--all"].as_slice(), &["gc", "--valid", "x"]] {
+        equal("exit status", tool(host, arguments)?.status.code(), Some(2))?;
+    }
+    live.call.check().prev(&live.result).run(host)?.silence()
 }

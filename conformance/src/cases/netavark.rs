@@ -29,6 +29,7 @@ cases! {
         without_a_choice_it_gets_an_address_of_the_range needs [WHOLE, Need::Nftables];
         it_has_addresses_of_both_families needs [WHOLE, Need::Nftables, Need::Ipv6];
         it_can_be_without_addresses needs [WHOLE];
+        ports_that_lead_nowhere_are_told needs [WHOLE, Need::Nftables];
         it_can_have_its_address_of_a_server needs [WHOLE];
         it_can_be_on_a_vlan needs [WHOLE, Need::Nftables, Need::VlanFiltering];
         it_is_on_two_networks needs [WHOLE, Need::Nftables];
@@ -305,6 +306,27 @@ fn it_can_be_without_addresses(host: &Sandbox) -> Result<()> {
     let answer = container.setup(host)?;
     same_json("addresses in the answer", &answer["interfaces"]["eth0"]["subnets"], &json!([]))?;
     pod.need_link("eth0")?;
+    container.teardown(host)
+}
+
+fn ports_that_lead_nowhere_are_told(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("a")?;
+    for (keys, reason) in [
+        (json!({"internal": true}), "is internal"),
+        (json!({"subnets": null, "ipam_options": {"driver": "none"}}), "IPAM driver none"),
+        (json!({"options": {"backend": "none"}}), "back end none"),
+    ] {
+        let container = Container::new("c1", &pod, with(network(), keys)).port(8080, 80, "tcp");
+        let answer = container.call("setup", host).run(host)?;
+        contains("what podman shows", answer.stderr(), "port_mappings: ")?;
+        contains("what podman shows", answer.stderr(), reason)?;
+        answer.result()?;
+        container.teardown(host)?;
+    }
+    let container = Container::new("c1", &pod, network()).port(8080, 80, "tcp");
+    let answer = container.call("setup", host).run(host)?;
+    equal("what podman shows where ports are published", answer.stderr(), "")?;
+    answer.result()?;
     container.teardown(host)
 }
 

@@ -68,7 +68,8 @@ fn start_tool(host: &Sandbox, arguments: &[&str]) -> Result<Running> {
     Running::start(command, b"")
 }
 
-fn tool(host: &Sandbox, arguments: &[&str]) -> Result<Finished> {
+/// Runs the program with some arguments.
+pub(super) fn tool(host: &Sandbox, arguments: &[&str]) -> Result<Finished> {
     let finished = start_tool(host, arguments)?.finish()?;
     host.note(format!(
         "bridgehead {}: {}\n  stdout: {}\n  stderr: {}",

@@ -304,8 +304,7 @@ impl Nft {
     /// The rules of a chain that have these handles, each `None` where it, its chain or its table is not there.
     pub fn rules_at(&mut self, chain: Chain, handles: &[u64]) -> Result<Vec<Option<Rule>>> {
         let deed = format!("look for rules of {chain}");
-        let question =
-            |handle: &u64| request(deed.clone(), chain.table.family, chain.rule_wanted(*handle));
+        let question = |handle: &u64| request(deed.clone(), chain.table.family, chain.rule_wanted(*handle));
         let answers = self.socket.get_many(handles.iter().map(question).collect())?;
         let read = |body: Option<Vec<u8>>| body.map(|body| parsed(&deed, &body, Rule::parse)).transpose();
         answers.into_iter().map(read).collect()

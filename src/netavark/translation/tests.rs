@@ -331,3 +331,25 @@ fn collect(at: &str, value: &Value, places: &mut Vec<String>) {
         _ => {}
     }
 }
+
+#[test]
+fn ports_that_lead_nowhere_are_told() {
+    let why = |changes: &[(&str, Value)], ipam, backend| {
+        let attaching = with(changes);
+        let options = Options::parse(&attaching.network.options).unwrap();
+        Wish { attaching: &attaching, options, backend, ipam }.why_unpublished()
+    };
+    assert_eq!(why(&[], Ipam::HostLocal, None), None);
+    let none = [("/port_mappings", Value::Null)];
+    assert_eq!(why(&none, Ipam::None, None), None);
+    for (changes, ipam, backend, words) in [
+        (vec![("/network/internal", json!(true))], Ipam::HostLocal, None, "n1, which is internal"),
+        (vec![("/network/options", json!({"mode": "unmanaged"}))], Ipam::HostLocal, None, "mode=unmanaged"),
+        (vec![], Ipam::None, None, "IPAM driver none"),
+        (vec![], Ipam::Dhcp, None, "IPAM driver dhcp"),
+        (vec![], Ipam::HostLocal, Some(Backend::None), "back end none"),
+    ] {
+        let why = why(&changes, ipam, backend).unwrap();
+        assert!(why.starts_with("port_mappings: ") && why.contains(words), "{why}");
+    }
+}

@@ -49,7 +49,7 @@ impl Place {
     }
 
     /// The record that is here, whoever works on it; `None` also for one that is under another's name.
-    pub(super) fn read(&self) -> anyhow::Result<Option<Record>> {
+    pub(in crate::plan) fn read(&self) -> anyhow::Result<Option<Record>> {
         let file = match open(&self.path) {
             Ok(Some(file)) => file,
             Ok(None) => return Ok(None),

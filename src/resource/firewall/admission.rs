@@ -196,8 +196,11 @@ impl Admission {
             let mut filter = Filter::open(protocol, variant(protocol), world.nft()?)?;
             let entries = filter.rules(FORWARD)?;
             // Without a file, another suite may have made them.
-            let present =
-                if known.own.is_some() { self.look(&mut filter, &known)? } else { filter.rules(CNI_FORWARD)? };
+            let present = if known.own.is_some() {
+                self.look(&mut filter, &known)?
+            } else {
+                filter.rules(CNI_FORWARD)?
+            };
             let mut expect = |chain: &str, present: &[Found], rule: &Rule| {
                 if !present.iter().any(|found| filter.is(found, rule)) {
                     findings.push(missing(chain, rule));
