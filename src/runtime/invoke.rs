@@ -130,9 +130,11 @@ impl Invocation<'_> {
         }
         self.pass_on(&output.stderr);
         match serde_json::from_slice(&output.stdout).map(|value: Value| json::decode::<ErrorObject>(&value)) {
-            Ok(Ok(object)) => CniError {
+            // A plugin that is killed after it has printed its result has said nothing of an error.
+            Ok(Ok(object)) if object.code != 0 || !object.msg.is_empty() => CniError {
                 cni_version: object.cni_version,
-                code: object.code,
+                // 0 is no error's (specification section 5, "Error").
+                code: if object.code == 0 { Code::Delegate as u32 } else { object.code },
                 msg: object.msg,
                 details: object.details,
             },
@@ -201,6 +203,8 @@ impl Invocation<'_> {
         loop {
             match command.spawn() {
                 Ok(child) => return Ok(child),
+                // dup2(2) in the child, which the C library does not repeat.
+                Err(error) if error.kind() == ErrorKind::Interrupted && Instant::now() < end => {}
                 Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < busy_end => {
                     // The kernel tells nobody when the last writer is gone.
                     std::thread::sleep(pause);

@@ -121,8 +121,8 @@ plugins have since version 1.1.0. Valid are
   with --valid                those listed, and no others; without /IFNAME the interface is eth0
   with --all                  none: every container loses this network
 
-Without NETWORK, removes what /run/bridgehead has on record of attachments to any network whose namespace is gone, and
-names each. It needs neither the files of networks nor other plugins, and may run beside add and del.
+Without NETWORK, removes what /run/bridgehead has on record of attachments to any network whose namespace is gone,
+and names each. It needs neither the files of networks nor other plugins, and may run beside add and del.
 
 Examples:
   bridgehead gc

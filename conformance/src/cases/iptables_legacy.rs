@@ -257,7 +257,6 @@ fn rules_are_the_references(host: &Sandbox) -> Result<()> {
         json!({}),
         json!({"snat": false}),
         json!({"markMasqBit": 3}),
-        json!({"masqAll": true}),
         json!({"conditionsV4": ["-s", "1.2.3.4"], "conditionsV6": ["!", "-s", "12::34"]}),
     ] {
         let call = of_version_1_0(&portmap("a", &one, mappings.clone(), more.clone()), &one.result);
