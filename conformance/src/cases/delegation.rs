@@ -117,7 +117,8 @@ fn ipam_that_fails_without_a_word_is_an_error(host: &Sandbox) -> Result<()> {
     fake(host, &on_add("kill -9 $$"))?;
     fails_cleanly(host, &attachment(host, &pod), &pod, "fake").context("killed")?;
     fake(host, &on_add(&format!("{GOOD}\nkill -9 $$")))?;
-    fails_cleanly(host, &attachment(host, &pod), &pod, "signal: 9").context("killed when it had its result")?;
+    fails_cleanly(host, &attachment(host, &pod), &pod, "signal: 9")
+        .context("killed when it had its result")?;
     fake(host, &on_add("echo '{\"msg\":\"out of luck\"}'; exit 1"))?;
     fails_cleanly(host, &attachment(host, &pod), &pod, "out of luck").context("an error without a code")
 }

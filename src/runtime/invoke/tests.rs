@@ -83,7 +83,9 @@ fn a_failure_without_an_error_object_tells_what_there_is() {
     let msg = |text: &str| run(&scratch.program("p", text), "ADD", b"").unwrap_err().msg;
     assert!(msg("echo oops >&2; exit 3").ends_with(r#"exit status: 3: "oops""#));
     assert!(msg("exit 3").contains("exit status: 3 and said nothing"));
-    assert!(msg(r#"echo '{"ips":[]}'; kill -9 $$"#).contains("signal: 9 (SIGKILL), and what it printed is no"));
+    assert!(
+        msg(r#"echo '{"ips":[]}'; kill -9 $$"#).contains("signal: 9 (SIGKILL), and what it printed is no")
+    );
     assert!(msg("kill -9 $$").contains("signal: 9"));
     assert!(msg("echo oops; exit 3").ends_with(r#"no error object: "oops""#));
     let error = run(Path::new("/nowhere/p"), "ADD", b"").unwrap_err();
