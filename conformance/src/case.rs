@@ -52,6 +52,8 @@ pub enum Need {
     Selinux,
     /// A working `iptables`.
     Iptables,
+    /// A systemd, and a kernel with control groups of the second version, whether or not it is at work here.
+    Systemd,
     /// Working `iptables-legacy` and `ip6tables-legacy`: the commands, and their tables in the kernel.
     LegacyIptables,
     /// A working `nft` and nf_tables in the kernel.
@@ -103,6 +105,11 @@ impl Need {
                 .then(|| "the kernel runs without SELinux".to_owned()),
             Self::Iptables => trial(host, &["iptables", "--version"], &["true"])
                 .then(|| "iptables does not work".to_owned()),
+            Self::Systemd => {
+                let each = "which systemctl && [ -x /lib/systemd/systemd ] && mount -t cgroup2 cgroup2 /mnt && [ -w /mnt/cgroup.procs ]";
+                trial(host, &["unshare", "-m", "sh", "-c", each], &["true"])
+                    .then(|| "there is no systemd, or no cgroup2 to write to".to_owned())
+            }
             Self::LegacyIptables => {
                 let each = "iptables-legacy -t nat -S && ip6tables-legacy -t nat -S && iptables-legacy -S";
                 trial(host, &["unshare", "-n", "sh", "-c", each], &["true"])

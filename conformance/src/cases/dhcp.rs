@@ -19,7 +19,7 @@ use crate::case::{Case, Need};
 use crate::expect::{at, contains, equal, holds, same_json, soon};
 use crate::pod::Pod;
 use crate::sandbox::{REFERENCE, Sandbox};
-use server::{Daemon, Server};
+use server::{Daemon, LONG, Server};
 
 const DHCP: Need = Need::Plugin("dhcp");
 const DNSMASQ: Need = Need::Program("dnsmasq");
@@ -52,9 +52,6 @@ pub(super) const FAILURES: &[Case] = failures::CASES;
 
 /// The cases of networks that are not this host's own.
 pub(super) const UPLINKS: &[Case] = uplink::CASES;
-
-/// Long enough to last as long as a case.
-const LONG: server::Times = [100, 150, 200];
 
 /// A network on the server's bridge, with these keys under `ipam`.
 fn network(ipam: Value) -> Value {

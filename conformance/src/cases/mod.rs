@@ -76,6 +76,7 @@ mod status;
 mod store_crash;
 mod store_damage;
 mod sublinks;
+mod systemd;
 mod tap;
 mod tuning;
 mod tuning_sysctl;
@@ -161,6 +162,7 @@ pub fn all() -> Vec<Case> {
         portmap_packets::CASES,
         portmap_sctp::CASES,
         iptables_legacy::CASES,
+        systemd::CASES,
         netavark::CASES,
         netavark_leftovers::CASES,
         netavark_packets::CASES,

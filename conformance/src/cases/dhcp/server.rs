@@ -34,6 +34,9 @@ pub enum Mood {
 /// Times of leases in seconds: T1, T2, end.
 pub type Times = [u32; 3];
 
+/// Long enough to last as long as a case.
+pub const LONG: Times = [100, 150, 200];
+
 /// What a server has heard.
 #[derive(Clone, Debug)]
 pub struct Heard {
