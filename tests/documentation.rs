@@ -32,6 +32,19 @@ fn each_page_has_the_keys_of_its_plugin() {
 }
 
 #[test]
+fn the_page_of_each_plugin_with_an_ipam_has_how_long_it_waits() {
+    for plugin in PLUGINS {
+        let page = page(plugin);
+        let written: BTreeSet<&str> = keys_of(&page, "Keys").collect();
+        if written.contains("ipam") {
+            for key in SHARED {
+                assert!(written.contains(key), "docs/{}.md: no line for the key {key:?}", plugin.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_page_of_podman_has_the_options_of_networks() {
     let page = text("docs/netavark.md");
     let written: BTreeSet<&str> = keys_of(&page, "Options").collect();

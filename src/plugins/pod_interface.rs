@@ -28,10 +28,11 @@ pub(super) struct PodInterface {
 impl PodInterface {
     /// What the request says of it. `detect_duplicates` is not decided, and false.
     ///
-    /// Errors: code 7 for an `ipam` or `lockTimeout` that is wrong.
+    /// Errors: code 7 for an `ipam`, `lockTimeout` or `delegateTimeout` that is wrong.
     pub(super) fn parse(request: &Request, dns: DnsConf) -> Result<Self, CniError> {
         request.config.check_ipam()?;
         request.config.lock_timeout()?;
+        request.config.delegate_timeout()?;
         Ok(Self {
             attachment: request.attachment.clone(),
             sandbox: request.netns.as_ref().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),

@@ -350,8 +350,8 @@ fn delegate(
         };
     }
     let deadline = match (request.config.delegate_timeout(), command) {
-        // A DEL works with a configuration that is wrong.
-        (Err(_), Command::Del) => DELEGATE_TIMEOUT,
+        // They work with a configuration that is wrong.
+        (Err(_), Command::Del | Command::Gc) => DELEGATE_TIMEOUT,
         (timeout, _) => timeout?,
     };
     invoke::delegate(plugin, command, attachment, request, deadline)

@@ -19,8 +19,8 @@ pub const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// its DEL of the same delegate must fit in, too. The reference's `dhcp` takes a minute before it gives up.
 pub const DELEGATE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Longest wait for a lock that can be configured: no runtime is as patient.
-const LOCK_TIMEOUT_MAX: u64 = 3600;
+/// Longest wait that can be configured, for a lock or a plugin: no runtime is as patient.
+const TIMEOUT_MAX: u64 = 3600;
 
 /// Keys of a plugin's object that are not its author's (specification section 3, "Deriving request configuration").
 const INJECTED: [&str; 6] = ["cniVersion", "cniVersions", "name", "prevResult", "runtimeConfig", "args"];
@@ -142,19 +142,16 @@ impl NetConf {
     ///
     /// Errors: code 7 for what is no number of seconds.
     pub fn lock_timeout(&self) -> Result<Duration, CniError> {
-        seconds("lockTimeout", self.get("lockTimeout")).map(|it| it.unwrap_or(LOCK_TIMEOUT))
+        seconds("lockTimeout", self.get("lockTimeout"), 0).map(|it| it.unwrap_or(LOCK_TIMEOUT))
     }
 
     /// `delegateTimeout`: how long another plugin may take that is executed on this one's behalf, an IPAM; in seconds,
     /// 90 by default.
     ///
-    /// Errors: code 7 for what is no number of seconds.
+    /// Errors: code 7 for what is no number of seconds, or leaves no time at all.
     pub fn delegate_timeout(&self) -> Result<Duration, CniError> {
         let value = self.get("delegateTimeout");
-        match seconds("delegateTimeout", value)? {
-            Some(Duration::ZERO) => Err(CniError::config("delegateTimeout: 0 leaves no time for anything")),
-            given => Ok(given.unwrap_or(DELEGATE_TIMEOUT)),
-        }
+        seconds("delegateTimeout", value, 1).map(|it| it.unwrap_or(DELEGATE_TIMEOUT))
     }
 
     /// `ipam.lockTimeout`: the same for the lock on the reservations; [`NetConf::lock_timeout`] by default.
@@ -162,7 +159,7 @@ impl NetConf {
     /// Errors: code 7 for what is no number of seconds.
     pub fn ipam_lock_timeout(&self) -> Result<Duration, CniError> {
         let value = self.get("ipam").and_then(Value::as_object).and_then(|it| json::get(it, "lockTimeout"));
-        seconds("ipam.lockTimeout", value)?.map_or_else(|| self.lock_timeout(), Ok)
+        seconds("ipam.lockTimeout", value, 0)?.map_or_else(|| self.lock_timeout(), Ok)
     }
 
     /// `prevResult`: the result of the plugin before in the chain, or on CHECK and DEL the last one's.
@@ -251,13 +248,13 @@ impl NetConf {
     }
 }
 
-/// A number of seconds, if there is a value.
-fn seconds(key: &str, value: Option<&Value>) -> Result<Option<Duration>, CniError> {
+/// A number of seconds, at least as many, if there is a value.
+fn seconds(key: &str, value: Option<&Value>, least: u64) -> Result<Option<Duration>, CniError> {
     let Some(value) = value else { return Ok(None) };
-    match value.as_u64().filter(|seconds| *seconds <= LOCK_TIMEOUT_MAX) {
+    match value.as_u64().filter(|seconds| (least..=TIMEOUT_MAX).contains(seconds)) {
         Some(seconds) => Ok(Some(Duration::from_secs(seconds))),
         None => Err(CniError::config(format!(
-            "{key}: the value {value} is wrong; wanted is a number of seconds from 0 to {LOCK_TIMEOUT_MAX}"
+            "{key}: the value {value} is wrong; wanted is a number of seconds from {least} to {TIMEOUT_MAX}"
         ))),
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::cases;
-use super::networks::{NEWEST, USUAL, bridge, gateway4};
+use super::networks::{NEWEST, USUAL, bridge, gateway4, with};
 use crate::call::Call;
 use crate::case::Need;
 use crate::expect::{at, contains, equal, holds, same_json, text_at};
@@ -149,14 +149,45 @@ fn ipam_that_does_not_end_is_killed(host: &Sandbox) -> Result<()> {
     equal("ended in time", began.elapsed().as_secs() < 10, true)
 }
 
+/// Every plugin that has an IPAM, with what it cannot do without.
+fn with_ipam() -> [(&'static str, Value); 9] {
+    [
+        ("bridge", json!({})),
+        ("bridgehead", json!({})),
+        ("dummy", json!({})),
+        ("host-device", json!({"device": "up0"})),
+        ("ipvlan", json!({"master": "up0"})),
+        ("macvlan", json!({"master": "up0"})),
+        ("ptp", json!({})),
+        ("tap", json!({})),
+        ("vlan", json!({"master": "up0", "vlanId": 5})),
+    ]
+}
+
 fn a_wrong_delegate_timeout_is_refused_but_by_del(host: &Sandbox) -> Result<()> {
     let pod = host.pod("p")?;
     fake(host, "exit 0")?;
-    for value in [json!(0), json!(-1), json!(1.5), json!("9"), json!(3601)] {
-        let call = attachment(host, &pod).set("delegateTimeout", value);
-        let refusal = call.add().run(host)?.refused_with(7)?;
-        contains("the error", &refusal.text(), "delegateTimeout")?;
-        call.del().run(host)?.silence()?;
+    for (plugin, more) in with_ipam() {
+        let base = json!({"cniVersion": NEWEST, "name": "net", "type": plugin, "ipam": {"type": "fake"}});
+        let path = format!("/run/scratch/fakes:{}", host.plugins().display());
+        let call = Call::new(plugin).id("pod1").ifname("eth0").netns(&pod).env("CNI_PATH", &path);
+        let call = call.config(with(base, more));
+        let said = format!("the error of {plugin}");
+        for value in [json!(0), json!(-1), json!(1.5), json!("9"), json!(3601)] {
+            let call = call.set("delegateTimeout", value.clone());
+            for verb in [call.add(), call.status()] {
+                let refusal = verb.run(host)?.refused_with(7)?;
+                let wanted =
+                    format!("delegateTimeout: the value {value} is wrong; wanted is a number of seconds");
+                contains(&said, &refusal.text(), &wanted)?;
+                contains(&said, &refusal.text(), "from 1 to 3600")?;
+            }
+            equal("the calls of the IPAM", verbs(), Vec::<String>::new())?;
+            call.gc().set("cni.dev/valid-attachments", json!([])).run(host)?.silence()?;
+            call.del().run(host)?.silence()?;
+            equal("the calls of the IPAM", verbs(), ["GC", "DEL"])?;
+            fs::remove_file("/run/scratch/verbs")?;
+        }
     }
     Ok(())
 }

@@ -89,7 +89,6 @@ impl Bridge {
         let vlans = conf.vlans()?;
         let mut pod = PodInterface::parse(request, conf.dns)?;
         pod.detect_duplicates = conf.enabledad;
-        request.config.delegate_timeout()?;
         let name = if conf.bridge.is_empty() { "cni0".to_owned() } else { conf.bridge };
         check_ifname(&name).map_err(|why| CniError::config(format!("bridge: the name {name:?} {why}")))?;
         if conf.hairpin_mode && conf.promisc_mode {
