@@ -1,7 +1,7 @@
 //! What is left of attachments that are provably dead, whatever network they are to: for people, who then need not name
 //! it, nor have its file any more.
 //!
-//! Safe beside running calls for the same reason as [`reclaim`](super::reclaim()): nobody else works on what is claimed
+//! Safe beside running calls for the same reason as [`reclaim`](mod@super::reclaim): nobody else works on what is claimed
 //! here, and nothing is judged but by the records.
 
 use std::collections::BTreeSet;
