@@ -309,7 +309,8 @@ impl Daemon {
         let ifname = &call.attachment.ifname;
         let lease = {
             let exchange =
-                Exchange::open(&identity, self.timing(), &netns, &self.home, ifname).map_err(kernel)?;
+                Exchange::open_without_address(&identity, self.timing(), &netns, &self.home, ifname)
+                    .map_err(kernel)?;
             let of = netns.identity();
             // From here on nothing holds the namespace but the socket: if it goes, there is nobody to answer for.
             drop(netns);

@@ -13,10 +13,14 @@ use super::conf::passing;
 use super::lease::{Lease, now};
 use super::message::{CLIENT_PORT, Kind, Message};
 use super::options::{Options, code};
+use super::probe::Probe;
 use crate::net::packet::BROADCAST;
 use crate::net::rtnl::link;
-use crate::net::{Mac, Netns, Rtnl, UdpListener};
+use crate::net::{ArpListener, Link, Mac, Netns, Rtnl, UdpListener};
 use crate::spec::{CniError, Code};
+
+/// How many addresses in turn may be somebody else's. To ask again at once is no load for a server if it ends soon.
+const MOST_DECLINED: u32 = 4;
 
 /// How long is waited for what.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +31,8 @@ pub struct Timing {
     pub resend_max: Duration,
     /// For a lease.
     pub resend_timeout: Duration,
+    /// For whoever has the address of a new lease already; nobody is asked if it is zero.
+    pub probe: Duration,
 }
 
 /// What a client says of itself.
@@ -77,8 +83,13 @@ pub enum Answer {
     Silence,
 }
 
-/// Opens the socket of a link, which is set up if it is down.
-fn open(netns: &Netns, home: &Netns, ifname: &str) -> anyhow::Result<(UdpListener, Mac)> {
+/// Opens what is wanted of a link, which is set up if it is down.
+fn open<T>(
+    netns: &Netns,
+    home: &Netns,
+    ifname: &str,
+    open: impl FnOnce(&Link, Mac) -> crate::net::Result<T>,
+) -> anyhow::Result<T> {
     netns.run(home, || {
         let mut rtnl = Rtnl::open()?;
         let no_link = || {
@@ -93,8 +104,12 @@ fn open(netns: &Netns, home: &Netns, ifname: &str) -> anyhow::Result<(UdpListene
             let msg = format!("interface {ifname} has no hardware address, which DHCP needs");
             return Err(CniError::new(Code::Kernel, msg).into());
         };
-        Ok((UdpListener::open(&found, CLIENT_PORT)?, mac))
+        Ok(open(&found, mac)?)
     })?
+}
+
+fn open_socket(link: &Link, mac: Mac) -> crate::net::Result<(UdpListener, Mac)> {
+    Ok((UdpListener::open(link, CLIENT_PORT)?, mac))
 }
 
 /// Gives a lease back: one message, to which there is no answer. It need not arrive; the lease ends by itself too.
@@ -105,12 +120,39 @@ pub fn release(
     home: &Netns,
     ifname: &str,
 ) -> anyhow::Result<()> {
-    let (socket, mac) = open(netns, home, ifname)?;
+    let (socket, mac) = open(netns, home, ifname, open_socket)?;
+    Ok(send_release(identity, lease, &socket, mac)?)
+}
+
+fn send_release(
+    identity: &Identity,
+    lease: &Lease,
+    socket: &UdpListener,
+    mac: Mac,
+) -> crate::net::Result<()> {
     let mut message = identity.message(Kind::Release, mac);
     (message.client, message.broadcast) = (lease.address, false);
     message.options.set(code::SERVER, lease.server.octets());
-    socket.send(&message.to_packet(lease.server), lease.server_mac)?;
-    Ok(())
+    socket.send(&message.to_packet(lease.server), lease.server_mac)
+}
+
+/// A lease that is given back if nobody waits any more to hear whether it can be used.
+struct Doubtful<'a> {
+    exchange: &'a Exchange<'a>,
+    lease: &'a Lease,
+    is_settled: bool,
+}
+
+impl Drop for Doubtful<'_> {
+    fn drop(&mut self) {
+        if self.is_settled {
+            return;
+        }
+        let Exchange { identity, mac, socket, .. } = self.exchange;
+        if let Err(e) = send_release(identity, self.lease, socket.get_ref(), *mac) {
+            log::warn!("cannot give {} back: {e}", self.lease.address);
+        }
+    }
 }
 
 /// A pod's link, over which a client speaks.
@@ -120,10 +162,11 @@ pub struct Exchange<'a> {
     mac: Mac,
     identity: &'a Identity,
     timing: Timing,
+    probe: Option<Probe>,
 }
 
 impl<'a> Exchange<'a> {
-    /// Opens the link of that name in a namespace.
+    /// Opens the link of that name in a namespace, to speak of an address that it has.
     pub fn open(
         identity: &'a Identity,
         timing: Timing,
@@ -131,20 +174,47 @@ impl<'a> Exchange<'a> {
         home: &Netns,
         ifname: &str,
     ) -> anyhow::Result<Self> {
-        let (socket, mac) = open(netns, home, ifname)?;
+        let socket = open(netns, home, ifname, open_socket)?;
+        Self::over(socket, None, identity, timing)
+    }
+
+    /// Opens the link of that name in a namespace, to get an address for it that nobody else has.
+    pub fn open_without_address(
+        identity: &'a Identity,
+        timing: Timing,
+        netns: &Netns,
+        home: &Netns,
+        ifname: &str,
+    ) -> anyhow::Result<Self> {
+        if timing.probe.is_zero() {
+            return Self::open(identity, timing, netns, home, ifname);
+        }
+        let (socket, arp) = open(netns, home, ifname, |link, mac| {
+            Ok((open_socket(link, mac)?, ArpListener::open(link, mac)?))
+        })?;
+        Self::over(socket, Some(Probe::new(arp, timing.probe)?), identity, timing)
+    }
+
+    fn over(
+        (socket, mac): (UdpListener, Mac),
+        probe: Option<Probe>,
+        identity: &'a Identity,
+        timing: Timing,
+    ) -> anyhow::Result<Self> {
         // SAFETY: it owns its descriptor, which stays the same until it is dropped.
         let socket = unsafe { AsyncFd::register(socket) }.map_err(std::io::Error::from)?;
-        Ok(Self { socket, mac, identity, timing })
+        Ok(Self { socket, mac, identity, timing, probe })
     }
 
     /// Gets a lease from any server; of the address that is wanted, if a server has no other idea.
     ///
-    /// Errors: code 11 if no server has granted one in time.
+    /// Errors: code 11 if no server has granted one in time, or only such as others have.
     pub async fn acquire(&self, wanted: Option<Ipv4Addr>) -> anyhow::Result<Lease> {
         let begin = Instant::now();
         let end = begin + self.timing.resend_timeout;
         let mut pauses = Pauses::new(self.timing.resend_max);
         let mut last = "no server has answered".to_owned();
+        let mut declined = 0;
         while Instant::now() < end {
             let mut discover = self.identity.message(Kind::Discover, self.mac);
             discover.secs = begin.elapsed().as_secs().try_into().unwrap_or(u16::MAX);
@@ -161,7 +231,20 @@ impl<'a> Exchange<'a> {
             let request = Message { options: self.request(&offer, server), ..discover };
             let patience = (Instant::now() + self.timing.answer).min(end);
             match self.ask(request, Ipv4Addr::BROADCAST, BROADCAST, patience).await? {
-                Answer::Granted(lease) => return Ok(*lease),
+                Answer::Granted(lease) => match self.settle(*lease).await? {
+                    Ok(lease) => return Ok(lease),
+                    Err(why) => {
+                        declined += 1;
+                        if declined == MOST_DECLINED {
+                            let msg = format!(
+                                "no DHCP lease of an address that is free, at {declined} attempts: {why}"
+                            );
+                            return Err(passing(msg).into());
+                        }
+                        last = why;
+                        continue;
+                    }
+                },
                 Answer::Refused(why) => {
                     last = format!("the server {server} offered {} and then: {why}", offer.yours)
                 }
@@ -173,6 +256,36 @@ impl<'a> Exchange<'a> {
         }
         let seconds = self.timing.resend_timeout.as_secs_f32();
         Err(passing(format!("no DHCP lease within {seconds} s: {last}")).into())
+    }
+
+    /// The lease, if nobody else has its address; otherwise its server is told, and the error says so.
+    async fn settle(&self, lease: Lease) -> anyhow::Result<Result<Lease, String>> {
+        let Some(probe) = &self.probe else { return Ok(Ok(lease)) };
+        let address = lease.address;
+        let mut doubtful = Doubtful { exchange: self, lease: &lease, is_settled: false };
+        let holder = probe.holder_of(address).await?;
+        doubtful.is_settled = true;
+        drop(doubtful);
+        let Some(holder) = holder else { return Ok(Ok(lease)) };
+        let why = format!("the server {} gave {address}, which {holder} has already", lease.server);
+        log::warn!("{why}");
+        self.send(&self.decline(&lease, &format!("{holder} has it")), Ipv4Addr::BROADCAST, BROADCAST)?;
+        Ok(Err(why))
+    }
+
+    /// Tells that somebody else has an address (RFC 2131, table 5: it has no other options).
+    fn decline(&self, lease: &Lease, why: &str) -> Message {
+        let mut message = self.identity.message(Kind::Decline, self.mac);
+        let mut options = Options::default();
+        options.set(code::MESSAGE_TYPE, [Kind::Decline as u8]);
+        if let Some(id) = self.identity.options.get(code::CLIENT_ID) {
+            options.set(code::CLIENT_ID, id);
+        }
+        options.set(code::REQUESTED_ADDRESS, lease.address.octets());
+        options.set(code::SERVER, lease.server.octets());
+        options.set(code::MESSAGE, why);
+        (message.options, message.broadcast) = (options, false);
+        message
     }
 
     fn request(&self, offer: &Message, server: Ipv4Addr) -> Options {

@@ -24,6 +24,8 @@ pub struct Flags {
     pub resend_max: Duration,
     /// How long a lease is tried to be had.
     pub resend_timeout: Duration,
+    /// How long whoever has the address of a new lease already may take to say so.
+    pub probe: Duration,
 }
 
 impl Default for Flags {
@@ -36,6 +38,7 @@ impl Default for Flags {
             timeout: Duration::from_secs(10),
             resend_max: Duration::from_secs(62),
             resend_timeout: Duration::from_secs(208),
+            probe: Duration::from_millis(200),
         }
     }
 }
@@ -49,6 +52,7 @@ pub const USAGE: &str = "usage: dhcp daemon [flags]
   -timeout TIME          how long a server may take to keep its offer (10s)
   -resendmax TIME        longest time between two messages (1m2s)
   -resendtimeout TIME    how long a lease is tried to be had (3m28s)
+  -probe TIME            how long another that has the address already may take to say so; 0 asks nobody (200ms)
 With LISTEN_FDS=1 it listens on the socket that it is given instead.
 ";
 
@@ -82,9 +86,15 @@ impl Flags {
             }
             let mut value =
                 || given.clone().or_else(|| arguments.next()).ok_or(format!("-{name}: its value is missing"));
-            let time = |text: String| {
-                let time = go_duration(&text).filter(|time| !time.is_zero());
-                time.ok_or_else(|| format!("-{name}: {text:?} is no time such as 10s, 1m30s or 500ms"))
+            let time_or_none = |text: String| {
+                go_duration(&text)
+                    .ok_or_else(|| format!("-{name}: {text:?} is no time such as 10s, 1m30s or 500ms"))
+            };
+            let time = |text: String| match time_or_none(text) {
+                Ok(Duration::ZERO) => {
+                    Err(format!("-{name}: 0s is too short; wanted is a time such as 10s, 1m30s or 500ms"))
+                }
+                outcome => outcome,
             };
             match name {
                 "pidfile" => {
@@ -99,6 +109,7 @@ impl Flags {
                 "timeout" => flags.timeout = time(value()?)?,
                 "resendmax" => flags.resend_max = time(value()?)?,
                 "resendtimeout" => flags.resend_timeout = time(value()?)?,
+                "probe" => flags.probe = time_or_none(value()?)?,
                 _ => return Err(format!("there is no flag -{name}")),
             }
         }
@@ -115,7 +126,12 @@ impl Flags {
 
     /// How long is waited for what.
     pub fn timing(&self) -> Timing {
-        Timing { answer: self.timeout, resend_max: self.resend_max, resend_timeout: self.resend_timeout }
+        Timing {
+            answer: self.timeout,
+            resend_max: self.resend_max,
+            resend_timeout: self.resend_timeout,
+            probe: self.probe,
+        }
     }
 }
 
@@ -169,6 +185,7 @@ mod tests {
             (Duration::from_millis(62500), Duration::from_millis(500))
         );
         assert!(flags.broadcast && parse(&["-broadcast"]).unwrap().unwrap().broadcast);
+        assert_eq!(parse(&["-probe=0"]).unwrap().unwrap().probe, Duration::ZERO);
         assert_eq!(parse(&[]), Ok(Some(Flags::default())));
         assert_eq!(parse(&["-help"]), Ok(None));
     }
@@ -181,6 +198,7 @@ mod tests {
             (&["-timeout", "10"], "10s"),
             (&["-timeout=0s"], "0s"),
             (&["-timeout=-1s"], "-1s"),
+            (&["-probe=soon"], "soon"),
             (&["-broadcast=maybe"], "maybe"),
             (&["-nonsense"], "nonsense"),
             (&["stray"], "stray"),

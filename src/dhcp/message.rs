@@ -36,6 +36,8 @@ pub enum Kind {
     Offer = 2,
     /// A client asks for what it was offered, or for more time.
     Request = 3,
+    /// A client refuses what it was granted: somebody else has it.
+    Decline = 4,
     /// A server grants it.
     Ack = 5,
     /// A server refuses it.

@@ -19,6 +19,7 @@ pub mod lease;
 pub mod listener;
 pub mod message;
 pub mod options;
+pub mod probe;
 pub mod rpc;
 pub mod store;
 

@@ -1,5 +1,6 @@
 //! The kernel: namespaces, netlink, nf_tables, iptables, sysctl. Knows nothing of CNI.
 
+pub mod arp_listener;
 #[cfg(test)]
 mod bad_input_tests;
 pub mod checksum;
@@ -23,6 +24,7 @@ pub mod sysctl;
 pub mod tun;
 pub mod udp_listener;
 
+pub use arp_listener::ArpListener;
 pub use error::{Error, Result};
 pub use frame::Frame;
 pub use mac::Mac;

@@ -2,6 +2,7 @@
 
 mod failures;
 mod keeping;
+mod occupied;
 pub mod server;
 mod uplink;
 
@@ -35,6 +36,7 @@ cases! {
         priority_is_the_metric_of_the_routes needs [DHCP];
         answers_to_all_can_be_asked_for needs [DHCP, OURS];
         add_again_gives_the_same_address needs [DHCP, OURS];
+        del_gives_back_what_several_adds_have_got needs [DHCP, DNSMASQ, OURS];
         the_plugin_alone_gets_and_gives_back needs [DHCP];
         forty_pods_at_once needs [DHCP, OURS];
     }
@@ -49,6 +51,9 @@ pub(super) const KEEPING: &[Case] = keeping::CASES;
 
 /// The cases of what fails.
 pub(super) const FAILURES: &[Case] = failures::CASES;
+
+/// The cases of addresses that others have.
+pub(super) const OCCUPIED: &[Case] = occupied::CASES;
 
 /// The cases of networks that are not this host's own.
 pub(super) const UPLINKS: &[Case] = uplink::CASES;
@@ -195,6 +200,37 @@ fn add_again_gives_the_same_address(host: &Sandbox) -> Result<()> {
     let again = pod.call.add().run(host)?.result()?;
     same_json("the result", &again, &pod.result)?;
     equal("messages that look for a server", server.heard(1).len(), 1)
+}
+
+fn del_gives_back_what_several_adds_have_got(host: &Sandbox) -> Result<()> {
+    let _dnsmasq = Dnsmasq::start(host, &[])?;
+    let daemon = Daemon::start(host, &[])?;
+    let pod = Attachment::new(host, "pod1", network(json!({})))?;
+    pod.call.add().run(host)?.result()?;
+    // Of a link of its name that is another, of another MAC address, by another daemon, and in another namespace.
+    pod.pod.ip_set("link del eth0")?;
+    pod.call.add().run(host)?.result()?;
+    pod.pod.ip_set("link del eth0")?;
+    let mac = json!({"mac": "02:11:22:33:44:55"});
+    pod.call.set("runtimeConfig", mac).add().run(host)?.result()?;
+    daemon.stop()?;
+    let _daemon = Daemon::start(host, &[])?;
+    pod.call.add().run(host)?.result()?;
+    let Attachment { pod: one, call, .. } = pod;
+    one.remove()?;
+    let other = host.pod("pod1")?;
+    let last = call.add().run(host)?.result()?;
+    let leases = lines("/run/leases");
+    contains(
+        "the leases of dnsmasq",
+        &leases.concat(),
+        &other.addresses("eth0")?.concat().replace("/24", ""),
+    )?;
+    equal("leases of dnsmasq", leases.len(), 1)?;
+    call.del().prev(&last).run(host)?.silence()?;
+    soon(|| equal("leases of dnsmasq", lines("/run/leases"), Vec::<String>::new()))?;
+    let kept = host.run(&["find", "/run/bridgehead/dhcp", "-type", "f"])?;
+    equal("leases that are kept", kept.as_str(), "")
 }
 
 /// As a main plugin of another suite calls it.

@@ -143,6 +143,7 @@ pub fn all() -> Vec<Case> {
         dhcp::CASES,
         dhcp::KEEPING,
         dhcp::FAILURES,
+        dhcp::OCCUPIED,
         dhcp::UPLINKS,
         sublinks::VLAN,
         vlan::CASES,

@@ -257,7 +257,7 @@ impl Scenario {
         match self.plugin {
             Plugin::BridgeOfDhcp => {
                 let server = Server::start(host, [600, 900, 1200], &[])?;
-                let daemon = Daemon::start(host, &["-resendmax", "300ms"])?;
+                let daemon = Daemon::start(host, &["-resendmax", "300ms", "-probe", "0s"])?;
                 Ok(Surroundings::Dhcp { _daemon: daemon, _server: server })
             }
             Plugin::Macvlan | Plugin::Vlan | Plugin::Ipvlan => {

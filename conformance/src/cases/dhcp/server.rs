@@ -40,7 +40,7 @@ pub const LONG: Times = [100, 150, 200];
 /// What a server has heard.
 #[derive(Clone, Debug)]
 pub struct Heard {
-    /// Option 53: 1 discover, 3 request, 7 release.
+    /// Option 53: 1 discover, 3 request, 4 decline, 7 release.
     pub kind: u8,
     /// The address that the client has.
     pub client: [u8; 4],
