@@ -193,7 +193,8 @@ impl HostLocal {
         self.store(state).usage(&self.sets, is_dead)
     }
 
-    fn dns(&self) -> Result<Dns, CniError> {
+    /// What `resolvConf` says; code 105 if it cannot be read.
+    pub fn dns(&self) -> Result<Dns, CniError> {
         let Some(path) = &self.resolv_conf else { return Ok(Dns::default()) };
         // Whatever is there, nobody waits for a pipe, and a device without end is not read to it.
         let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);

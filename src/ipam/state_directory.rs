@@ -36,6 +36,8 @@ impl StateDirectory {
             Self::Obstructed("a symbolic link, which is not followed")
         } else if !found.is_dir() {
             Self::Obstructed("a file")
+        } else if found.uid() != geteuid().as_raw() && found.uid() == 0 {
+            Self::Obstructed("root's, and this program does not run as root")
         } else if found.uid() != geteuid().as_raw() {
             Self::Obstructed("another user's directory")
         } else {

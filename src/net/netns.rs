@@ -20,6 +20,9 @@ const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 /// Gives the network namespace of a socket (linux/sockios.h); with `CAP_NET_ADMIN`, since Linux 4.9.
 const SIOCGSKNS: nix::libc::Ioctl = 0x894C;
 
+/// Gives the flag of clone(2) that makes a namespace of the same kind (linux/nsfs.h); since Linux 4.11.
+const NS_GET_NSTYPE: nix::libc::Ioctl = 0xB703;
+
 /// What opening a path ends with at which no namespace is, and none will be by itself. Other errors say nothing of it.
 const NOTHING_THERE: [Errno; 5] =
     [Errno::ENOENT, Errno::ENOTDIR, Errno::EINVAL, Errno::ELOOP, Errno::ENAMETOOLONG];
@@ -51,7 +54,8 @@ impl Netns {
         let deed = || format!("open network namespace {}", path.display());
         let file = kernel_file::open(path, OFlag::O_RDONLY).map_err(|e| Error::new(deed(), e))?;
         let kind = uninterrupted(|| fstatfs(&file)).map_err(|e| Error::new(deed(), e))?.filesystem_type();
-        if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
+        let is_one = kind == NSFS_MAGIC && is_of_network(&file) || kind == PROC_SUPER_MAGIC;
+        if !is_one {
             let mut error = Error::new(deed(), Errno::EINVAL);
             error.text = "it is not a network namespace".to_owned();
             return Err(error);
@@ -125,6 +129,14 @@ impl Netns {
         drop(back);
         Ok(answer)
     }
+}
+
+/// Whether a file of nsfs is that of a network namespace, and not of a mount namespace, say. A kernel that cannot tell
+/// says so when the namespace is entered.
+fn is_of_network(file: &File) -> bool {
+    // SAFETY: the request takes no argument and gives a number.
+    let kind = unsafe { nix::libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    kind < 0 || kind == CloneFlags::CLONE_NEWNET.bits()
 }
 
 impl AsFd for Netns {

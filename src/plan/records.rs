@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::warn;
+use nix::unistd::geteuid;
 
 use super::record::Record;
 use crate::private_file::{self, DRAFT, draft_of, remove_whatever};
@@ -85,8 +86,11 @@ impl Records {
         match StateDirectory::look(state).map_err(|e| state_error("look at", state, &e))? {
             StateDirectory::There(_) | StateDirectory::NotThere => Ok(()),
             StateDirectory::Obstructed(what) => {
-                let path = state.display();
-                let msg = format!("{path} is {what}; it must be a directory of root's, or not be there");
+                let advice = match geteuid().is_root() {
+                    true => "; it must be a directory of root's, or not be there",
+                    false => "",
+                };
+                let msg = format!("{} is {what}{advice}", state.display());
                 Err(CniError::new(Code::State, msg))
             }
         }

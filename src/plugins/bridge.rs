@@ -53,7 +53,7 @@ fn leftovers(request: &Request) -> Vec<Resource> {
     let others = [
         // First, since it is removed last: as long as the pod's link is there.
         Resource::SpoofGuard(resource::SpoofGuard::of(attachment, host_ifname.clone())),
-        Resource::ForeignVeth(resource::ForeignVeth { ifname: attachment.ifname.clone() }),
+        Resource::ForeignVeth(resource::ForeignVeth { attachment: attachment.clone() }),
         Resource::Veth(resource::Veth::of(attachment)),
         Resource::MacGuard(resource::MacGuard { attachment: attachment.clone(), host_ifname, mac }),
         Resource::ForeignMasquerade(resource::ForeignMasquerade { attachment: attachment.clone() }),

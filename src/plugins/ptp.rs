@@ -63,7 +63,7 @@ fn leftovers(request: &Request) -> Vec<Resource> {
     let attachment = &request.attachment;
     let lease = Lease::wanted_by(request).map(Resource::Lease);
     let others = [
-        Resource::ForeignVeth(resource::ForeignVeth { ifname: attachment.ifname.clone() }),
+        Resource::ForeignVeth(resource::ForeignVeth { attachment: attachment.clone() }),
         Resource::Veth(resource::Veth::of(attachment)),
         Resource::ForeignMasquerade(resource::ForeignMasquerade { attachment: attachment.clone() }),
     ];

@@ -76,6 +76,7 @@ struct Tap {
 fn status(request: &Request, world: &mut World<'_>) -> anyhow::Result<()> {
     let tap = Tap::parse(request)?;
     let unavailable = |msg: String| CniError::new(Code::Unavailable, msg);
+    tap.check_label().map_err(|error| unavailable(error.msg))?;
     if !std::path::Path::new(tun::DEVICE).exists() {
         return Err(unavailable(format!("this host has no {}", tun::DEVICE)).into());
     }
@@ -113,6 +114,16 @@ impl Tap {
             label: given(conf.selinux_context),
             bridge: given(conf.bridge),
         })
+    }
+
+    /// The error of code 7 if a context is asked for that the kernel knows nothing of.
+    fn check_label(&self) -> Result<(), CniError> {
+        match self.label.as_ref().filter(|_| !selinux::is_enabled()) {
+            None => Ok(()),
+            Some(label) => Err(CniError::config(format!(
+                "selinuxContext: {label:?} cannot be had: this kernel runs without SELinux"
+            ))),
+        }
     }
 
     fn device(
@@ -155,10 +166,7 @@ impl Plugin for Tap {
 
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan> {
         let ipam = self.pod.adopt(leased, 0)?;
-        if let Some(label) = self.label.as_ref().filter(|_| !selinux::is_enabled()) {
-            let msg = format!("selinuxContext: {label:?} cannot be had: this kernel runs without SELinux");
-            return Err(CniError::config(msg).into());
-        }
+        self.check_label()?;
         let mtu = self.mtu.decide(world)?;
         check_ipv6(mtu, &ipam.ips)?;
         let mac = self.mac.unwrap_or_else(|| mac_of(&self.pod.attachment));

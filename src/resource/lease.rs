@@ -263,9 +263,11 @@ impl Lease {
             Source::HostLocal { .. } => {
                 let network = &self.attachment.network;
                 let host_local = HostLocal::parse(&request.config, &request.args()?)?;
+                let unavailable = |error| CniError { code: Code::Unavailable as u32, ..error };
+                host_local.dns().map_err(unavailable)?;
                 let usage = host_local
                     .usage(&world.state, |owner| is_dead(&attachment(network, owner)))
-                    .map_err(|error| CniError { code: Code::Unavailable as u32, ..error })?;
+                    .map_err(unavailable)?;
                 if let Some(full) = usage.iter().find(|usage| usage.is_exhausted()) {
                     let msg = format!("no IP addresses available in range set: {}", full.ranges);
                     let details = format!("{} of {} addresses are taken", full.taken, full.total);

@@ -300,19 +300,29 @@ pub(super) fn named_by(alias: &str) -> Option<Attachment> {
 /// a name nobody can derive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignVeth {
-    /// Name of the pod's interface.
-    pub ifname: String,
+    /// Whose it is.
+    pub attachment: Attachment,
 }
 
 impl ForeignVeth {
     /// Deletes the pair by its end in the pod. Without the pod's namespace there is nothing left of it.
+    ///
+    /// An interface of that name may as well be what an ADD has failed for: one that is no veth, or another
+    /// attachment's, which the alias of its end on the host tells. That stays.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         if !world.has_pod()? {
             return Ok(());
         }
-        match world.pod()?.rtnl()?.link(&self.ifname)? {
-            Some(found) => world.remove_pod_link(&found),
-            None => Ok(()),
+        let inside = world.pod()?.rtnl()?.link(&self.attachment.ifname)?;
+        let Some(inside) = inside.filter(|link| link.kind == "veth") else { return Ok(()) };
+        let outside = match inside.peer {
+            Some(peer) => world.host()?.link_by_index(peer)?,
+            None => None,
+        };
+        let outside = outside.filter(|link| link.kind == "veth" && link.peer == Some(inside.index));
+        match outside.and_then(|link| owner(&link)) {
+            Some(another) if another != self.attachment => Ok(()),
+            _ => world.remove_pod_link(&inside),
         }
     }
 }

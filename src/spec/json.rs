@@ -134,7 +134,20 @@ impl Folded<'_> {
             found.truncate(cut);
             found.push_str("...");
         }
-        de::Error::custom(format!("the value {found} is wrong; wanted is {wanted}"))
+        de::Error::custom(format!("the value {found} is wrong; wanted is {}", in_words(&wanted.to_string())))
+    }
+}
+
+/// What is wanted, for people: serde has the names of Rust's types for numbers.
+fn in_words(wanted: &str) -> &str {
+    match wanted {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" | "u128" => "a whole number, 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" | "i128" => "a whole number",
+        "f32" | "f64" => "a number",
+        words => words,
     }
 }
 
@@ -181,7 +194,7 @@ macro_rules! scalars {
                     // serde_json says what it expected; the value itself is more use to who has to mend it.
                     true if e.to_string().starts_with("invalid ") => {
                         let text = e.to_string();
-                        let wanted = text.rsplit("expected ").next().unwrap_or_default().to_owned();
+                        let wanted = in_words(text.rsplit("expected ").next().unwrap_or_default());
                         de::Error::custom(format!("the value {} is wrong; wanted is {wanted}", self.0))
                     }
                     _ => de::Error::custom(e),
@@ -368,7 +381,7 @@ mod tests {
     fn an_error_names_path_value_and_what_is_wanted() {
         let error =
             decode::<Port>(&json!({"inner": {"list": [{}, {"hostport": "x"}]}})).unwrap_err().to_string();
-        assert_eq!(error, r#"inner.list[1].hostPort: the value "x" is wrong; wanted is u16"#);
+        assert_eq!(error, r#"inner.list[1].hostPort: the value "x" is wrong; wanted is a whole number from 0 to 65535"#);
         let error = decode::<Port>(&json!({"hostPort": 70000})).unwrap_err().to_string();
         assert!(error.starts_with("hostPort: the value 70000 is wrong"), "{error}");
         let error = decode::<Port>(&json!({"list": {}})).unwrap_err().to_string();

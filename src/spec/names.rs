@@ -9,8 +9,8 @@ pub enum BadName {
     Empty,
     /// It is longer than 15 bytes (`IFNAMSIZ` of linux/if.h less its NUL).
     TooLong,
-    /// It is `.` or `..`.
-    Dots,
+    /// It is `.` or `..`, or one that stands for several interfaces below /proc/sys/net.
+    Reserved,
     /// It has a character that does not belong there.
     Character(char),
     /// It does not begin with a letter or digit.
@@ -22,7 +22,7 @@ impl fmt::Display for BadName {
         match self {
             Self::Empty => f.write_str("is empty"),
             Self::TooLong => f.write_str("is longer than the 15 bytes that Linux allows"),
-            Self::Dots => f.write_str("is a reserved name"),
+            Self::Reserved => f.write_str("is a reserved name"),
             Self::Character(c) => write!(f, "has the character {c:?}, which is not allowed"),
             Self::Beginning(c) => write!(f, "begins with {c:?}; it must begin with a letter or digit"),
         }
@@ -43,7 +43,9 @@ pub fn check_identifier(name: &str) -> Result<(), BadName> {
     }
 }
 
-/// Interface names: what the kernel's `dev_valid_name` (net/core/dev.c) takes.
+/// Interface names: what the kernel's `dev_valid_name` (net/core/dev.c) takes, but for a `%`, which begins a pattern
+/// there, so that the interface gets another name or none; and for those that `sysctl_dev_name_is_allowed` (net/ip.h)
+/// refuses.
 pub fn check_ifname(name: &str) -> Result<(), BadName> {
     if name.is_empty() {
         return Err(BadName::Empty);
@@ -51,10 +53,10 @@ pub fn check_ifname(name: &str) -> Result<(), BadName> {
     if name.len() > 15 {
         return Err(BadName::TooLong);
     }
-    if name == "." || name == ".." {
-        return Err(BadName::Dots);
+    if matches!(name, "." | ".." | "all" | "default") {
+        return Err(BadName::Reserved);
     }
-    match name.chars().find(|&c| matches!(c, '/' | ':' | '\0') || c.is_whitespace()) {
+    match name.chars().find(|&c| matches!(c, '/' | ':' | '%' | '\0') || c.is_whitespace()) {
         Some(c) => Err(BadName::Character(c)),
         None => Ok(()),
     }
@@ -81,7 +83,7 @@ mod tests {
         for good in ["e", "eth0", "exactly15bytes.", "a-b_c.d", "ä"] {
             assert_eq!(check_ifname(good), Ok(()), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "a\u{a0}b", "sixteen.bytes..1"] {
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "a\u{a0}b", "sixteen.bytes..1", "a%d", "%", "all", "default"] {
             assert!(check_ifname(bad).is_err(), "{bad:?}");
         }
     }

@@ -134,7 +134,10 @@ impl Draft {
                 Long("args") => self.args = Some(parser.value()?.string()?),
                 Long("container-id") => self.container_id = Some(parser.value()?.string()?),
                 Long("timeout") => {
-                    let seconds: u32 = parser.value()?.parse()?;
+                    let word = parser.value()?.string()?;
+                    let seconds = word.parse::<u32>().ok().filter(|seconds| *seconds > 0).ok_or_else(|| {
+                        format!("--timeout: {word:?} is wrong; wanted is a number of seconds, 1 or more")
+                    })?;
                     self.timeout = Some(Duration::from_secs(seconds.into()));
                 }
                 Long("valid") => {
@@ -236,6 +239,8 @@ fn check_valid(text: &str) -> Result<(), String> {
 /// `help [COMMAND]`.
 fn help(parser: &mut lexopt::Parser) -> Result<Asked, lexopt::Error> {
     match parser.next()? {
+        // Of itself, what it explains is the whole.
+        Some(Value(word)) if word == "help" => Ok(Asked::Help(None)),
         Some(Value(word)) => Ok(Asked::Help(Some(deed(&word.string()?)?))),
         _ => Ok(Asked::Help(None)),
     }
@@ -282,6 +287,7 @@ mod tests {
             ("-h", Asked::Help(None)),
             ("gc --help", Asked::Help(Some(Deed::Verb(Command::Gc)))),
             ("help del", Asked::Help(Some(Deed::Verb(Command::Del)))),
+            ("help help", Asked::Help(None)),
             ("restore -h", Asked::Help(Some(Deed::Restore))),
             ("--version", Asked::OwnVersion),
         ] {
@@ -340,7 +346,8 @@ mod tests {
             ("gc net --all --valid a", "exclude each other"),
             ("gc net --valid a --all", "exclude each other"),
             ("add --nonsense", "--nonsense"),
-            ("add net web --timeout soon", "soon"),
+            ("add net web --timeout soon", r#"--timeout: "soon" is wrong; wanted is a number of seconds"#),
+            ("add net web --timeout 0", r#"--timeout: "0" is wrong"#),
             ("help ad", "there is no command"),
             ("restore net web", r#""web" is one word too many"#),
             ("restore --all", "--valid and --all belong to gc"),

@@ -35,6 +35,7 @@ cases! {
         del_with_a_file_that_is_no_namespace;
         del_twice;
         del_of_what_was_never_added;
+        del_leaves_the_interface_that_was_in_the_way needs [Need::Plugin("ptp"), Need::Plugin("bridgehead")];
         del_when_the_interface_is_gone;
         del_leaves_bridge_and_other_pods;
         del_when_the_bridge_is_gone;
@@ -254,6 +255,24 @@ fn del_of_what_was_never_added(host: &Sandbox) -> Result<()> {
     let before = Snapshot::take(host, &[&pod])?;
     bridge("a", &pod, full()).del().run(host)?.silence()?;
     before.restored(host, &[&pod])
+}
+
+fn del_leaves_the_interface_that_was_in_the_way(host: &Sandbox) -> Result<()> {
+    // A runtime follows the ADD that failed by a DEL.
+    let one = Attachment::new(host, "a", full())?;
+    one.pod.ip_set("link add br0 type bridge")?;
+    let before = Snapshot::take(host, &[&one.pod])?;
+    for plugin in ["bridge", "ptp"] {
+        for name in ["eth0", "br0", "lo"] {
+            let config = json!({"cniVersion": "1.0.0", "name": "second", "type": plugin, "ipam": pool(&["10.66.0.0/24"])});
+            let second = Call::new(plugin).id("a").ifname(name).netns(&one.pod).config(config);
+            let refusal = second.add().run(host)?.refusal()?;
+            contains(format!("ADD of {plugin}"), &refusal.text(), name)?;
+            second.del().run(host)?.silence().with_context(|| format!("DEL of {plugin}, {name}"))?;
+            before.restored(host, &[&one.pod]).with_context(|| format!("{plugin}, {name}"))?;
+        }
+    }
+    one.sound(host)
 }
 
 fn del_when_the_interface_is_gone(host: &Sandbox) -> Result<()> {

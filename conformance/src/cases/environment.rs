@@ -6,6 +6,7 @@ use serde_json::json;
 use super::cases;
 use super::networks::{NEWEST, PLUGINS, USUAL, VERSIONS, bridge, gateway4, host_local};
 use crate::call::Call;
+use crate::case::Need;
 use crate::expect::{contains, equal, holds, same_json};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
@@ -20,6 +21,7 @@ cases! {
         an_ipam_plugin_does_not_open_the_namespace;
         bad_container_ids_are_refused;
         bad_interface_names_are_refused;
+        names_that_linux_gives_to_no_interface_are_refused needs [Need::Plugin("bridgehead")];
         good_names_are_accepted;
         a_variable_that_is_not_text_is_refused;
         unknown_commands_are_refused;
@@ -167,6 +169,18 @@ fn bad_interface_names_are_refused(host: &Sandbox) -> Result<()> {
     equal("leases", host.leases("net")?, Vec::<String>::new())
 }
 
+fn names_that_linux_gives_to_no_interface_are_refused(host: &Sandbox) -> Result<()> {
+    // A pattern would give the interface another name than the one asked for; the last two are directories of sysctls.
+    let pod = host.pod("a")?;
+    let before = Snapshot::take(host, &[&pod])?;
+    for name in ["%d", "eth%d", "a%sb", "all", "default"] {
+        let refusal = bridge("a", &pod, gateway4()).ifname(name).add().run(host)?.refused_with(4)?;
+        contains("the error", &refusal.text(), name)?;
+        before.restored(host, &[&pod]).with_context(|| format!("interface name {name:?}"))?;
+    }
+    Ok(())
+}
+
 fn good_names_are_accepted(host: &Sandbox) -> Result<()> {
     for id in ["a", "0", "a.b_c-d", "A--", &"x".repeat(200)] {
         any("host-local").add().id(id).run(host)?.result().with_context(|| format!("container id {id:?}"))?;
@@ -209,7 +223,7 @@ fn what_is_no_namespace_is_not_waited_for(host: &Sandbox) -> Result<()> {
     std::fs::write("/run/scratch/file", "")?;
     let pod = host.pod("spare")?;
     let before = Snapshot::take(host, &[&pod])?;
-    for netns in ["/run/scratch/fifo", "/run/scratch/file", "/run/scratch", "/dev/null"] {
+    for netns in ["/run/scratch/fifo", "/run/scratch/file", "/run/scratch", "/dev/null", "/proc/self/ns/mnt"] {
         let call = bridge("pod1", &pod, gateway4()).env("CNI_NETNS", netns);
         let refusal = call.add().run(host)?.refused_with(8).with_context(|| format!("ADD with {netns}"))?;
         contains(format!("ADD with {netns}"), &refusal.text(), "it is not a network namespace")?;

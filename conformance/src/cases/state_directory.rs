@@ -26,6 +26,7 @@ cases! {
         add_names_what_is_in_its_place needs [TOOL, Need::Nftables];
         status_names_what_is_in_its_place needs [TOOL];
         gc_works_whatever_is_in_its_place needs [TOOL, Need::Nftables];
+        who_is_not_root_is_told_so needs [TOOL, Need::Program("setpriv")];
     }
 }
 
@@ -173,4 +174,14 @@ fn gc_works_whatever_is_in_its_place(host: &Sandbox) -> Result<()> {
         equal("what is in the place", look()?, before)?;
         kept.del(host)
     })
+}
+
+fn who_is_not_root_is_told_so(host: &Sandbox) -> Result<()> {
+    let one = Attachment::new(host, "a", gateway4())?;
+    let tool = host.plugins().join("bridgehead");
+    let words = ["setpriv", "--reuid", "65534", "--clear-groups", &tool.to_string_lossy(), "gc"];
+    let finished = host.try_run(&words)?;
+    holds(!finished.status.success(), "it fails")?;
+    contains("stderr", &finished.stderr, "/run/bridgehead is root's, and this program does not run as root")?;
+    one.sound(host)
 }

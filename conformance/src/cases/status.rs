@@ -27,6 +27,7 @@ cases! {
         an_exhausted_range_is_named_with_figures;
         garbage_in_the_store_is_no_exhaustion;
         a_store_that_is_none_is_unavailable;
+        a_resolv_conf_that_cannot_be_read_is_unavailable;
     }
     "bridge/status" {
         a_link_in_the_way_is_unavailable;
@@ -173,6 +174,15 @@ fn a_store_that_is_none_is_unavailable(host: &Sandbox) -> Result<()> {
     call.add().run(host)?.refusal()?;
     let refusal = newest(call).run(host)?.refused_with(50)?;
     contains("the error", &refusal.text(), "networks/net")
+}
+
+fn a_resolv_conf_that_cannot_be_read_is_unavailable(host: &Sandbox) -> Result<()> {
+    let call = host_local("a", json!({"subnet": "10.1.0.0/24", "resolvConf": "/run/scratch/resolv.conf"}));
+    call.add().run(host)?.refusal()?;
+    let refusal = newest(call.clone()).run(host)?.refused_with(50)?;
+    contains("the error", &refusal.text(), "/run/scratch/resolv.conf")?;
+    fs::write("/run/scratch/resolv.conf", "nameserver 192.0.2.53\n")?;
+    newest(call).run(host)?.silence()
 }
 
 fn a_link_in_the_way_is_unavailable(host: &Sandbox) -> Result<()> {

@@ -278,8 +278,9 @@ fn wrong_keys_are_named(host: &Sandbox) -> Result<()> {
     }
     if Need::Selinux.unmet(host).is_some() {
         let more = json!({"selinuxContext": "system_u:system_r:container_t:s0"});
-        let refusal = tap("a", &pod, more).add().run(host)?.refused_with(7)?;
-        contains("the error", &refusal.text(), "selinuxContext")?;
+        let call = tap("a", &pod, with(json!({"cniVersion": NEWEST}), more));
+        contains("the error", &call.add().run(host)?.refused_with(7)?.text(), "selinuxContext")?;
+        contains("STATUS", &call.status().run(host)?.refused_with(50)?.text(), "selinuxContext")?;
     }
     before.restored(host, &[&pod])
 }

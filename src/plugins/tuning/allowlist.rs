@@ -13,9 +13,9 @@ use crate::spec::{CniError, Code};
 /// Where it is. Where there is none, all sysctls are allowed.
 const PATH: &str = "/etc/cni/tuning/allowlist.conf";
 
-/// The expressions; `None` where there is no file.
+/// The lines and their expressions; `None` where there is no file.
 #[derive(Debug)]
-pub(super) struct Allowlist(Option<Vec<Regex>>);
+pub(super) struct Allowlist(Option<Vec<(String, Regex)>>);
 
 impl Allowlist {
     /// Reads the file.
@@ -30,13 +30,14 @@ impl Allowlist {
         }
     }
 
-    fn parse(text: &str) -> Result<Vec<Regex>, CniError> {
+    fn parse(text: &str) -> Result<Vec<(String, Regex)>, CniError> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         lines
             .map(|line| {
                 // By itself first: `a)(b` is none, although it would be one between parentheses.
                 Regex::new(line)
                     .and_then(|_| Regex::new(&format!("^(?:{line})$")))
+                    .map(|regex| (line.to_owned(), regex))
                     .map_err(|e| CniError::config(format!("{PATH}: {line:?} is no regular expression: {e}")))
             })
             .collect()
@@ -45,10 +46,10 @@ impl Allowlist {
     /// The error of code 7 for the first key that is not allowed.
     pub(super) fn check<'a>(&self, mut keys: impl Iterator<Item = &'a str>) -> Result<(), CniError> {
         let Some(allowed) = &self.0 else { return Ok(()) };
-        match keys.find(|key| !allowed.iter().any(|regex| regex.is_match(key))) {
+        match keys.find(|key| !allowed.iter().any(|(_, regex)| regex.is_match(key))) {
             None => Ok(()),
             Some(key) => {
-                let lines: Vec<String> = allowed.iter().map(|it| format!("{:?}", it.as_str())).collect();
+                let lines: Vec<String> = allowed.iter().map(|(line, _)| format!("{line:?}")).collect();
                 let msg =
                     format!("sysctl: {key:?} is not allowed on this host: no line of {PATH} matches it");
                 Err(CniError::config(msg).with_details(format!("allowed is {}", lines.join(", "))))
@@ -76,6 +77,13 @@ mod tests {
         {
             assert!(!allows(text, key), "{key}");
         }
+    }
+
+    #[test]
+    fn the_error_has_the_lines_as_they_were_written() {
+        let list = Allowlist(Some(Allowlist::parse("net.a\n^net.b$").unwrap()));
+        let error = list.check(["net.c"].into_iter()).unwrap_err();
+        assert_eq!(error.details, r#"allowed is "net.a", "^net.b$""#);
     }
 
     #[test]
