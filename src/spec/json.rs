@@ -381,7 +381,10 @@ mod tests {
     fn an_error_names_path_value_and_what_is_wanted() {
         let error =
             decode::<Port>(&json!({"inner": {"list": [{}, {"hostport": "x"}]}})).unwrap_err().to_string();
-        assert_eq!(error, r#"inner.list[1].hostPort: the value "x" is wrong; wanted is a whole number from 0 to 65535"#);
+        assert_eq!(
+            error,
+            r#"inner.list[1].hostPort: the value "x" is wrong; wanted is a whole number from 0 to 65535"#
+        );
         let error = decode::<Port>(&json!({"hostPort": 70000})).unwrap_err().to_string();
         assert!(error.starts_with("hostPort: the value 70000 is wrong"), "{error}");
         let error = decode::<Port>(&json!({"list": {}})).unwrap_err().to_string();

@@ -83,7 +83,21 @@ mod tests {
         for good in ["e", "eth0", "exactly15bytes.", "a-b_c.d", "ä"] {
             assert_eq!(check_ifname(good), Ok(()), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "a\u{a0}b", "sixteen.bytes..1", "a%d", "%", "all", "default"] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\tb",
+            "a\u{a0}b",
+            "sixteen.bytes..1",
+            "a%d",
+            "%",
+            "all",
+            "default",
+        ] {
             assert!(check_ifname(bad).is_err(), "{bad:?}");
         }
     }

@@ -135,9 +135,10 @@ impl Draft {
                 Long("container-id") => self.container_id = Some(parser.value()?.string()?),
                 Long("timeout") => {
                     let word = parser.value()?.string()?;
-                    let seconds = word.parse::<u32>().ok().filter(|seconds| *seconds > 0).ok_or_else(|| {
-                        format!("--timeout: {word:?} is wrong; wanted is a number of seconds, 1 or more")
-                    })?;
+                    let seconds =
+                        word.parse::<u32>().ok().filter(|seconds| *seconds > 0).ok_or_else(|| {
+                            format!("--timeout: {word:?} is wrong; wanted is a number of seconds, 1 or more")
+                        })?;
                     self.timeout = Some(Duration::from_secs(seconds.into()));
                 }
                 Long("valid") => {

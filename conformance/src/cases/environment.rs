@@ -223,7 +223,8 @@ fn what_is_no_namespace_is_not_waited_for(host: &Sandbox) -> Result<()> {
     std::fs::write("/run/scratch/file", "")?;
     let pod = host.pod("spare")?;
     let before = Snapshot::take(host, &[&pod])?;
-    for netns in ["/run/scratch/fifo", "/run/scratch/file", "/run/scratch", "/dev/null", "/proc/self/ns/mnt"] {
+    for netns in ["/run/scratch/fifo", "/run/scratch/file", "/run/scratch", "/dev/null", "/proc/self/ns/mnt"]
+    {
         let call = bridge("pod1", &pod, gateway4()).env("CNI_NETNS", netns);
         let refusal = call.add().run(host)?.refused_with(8).with_context(|| format!("ADD with {netns}"))?;
         contains(format!("ADD with {netns}"), &refusal.text(), "it is not a network namespace")?;
