@@ -13,7 +13,7 @@ use log::debug;
 
 use crate::resource::port_mappings::Taken;
 use crate::resource::{Finding, Lease, LinkTuning, Resource, Scope, World};
-use crate::spec::{CniError, CniResult, Code};
+use crate::spec::{Attachment, CniError, CniResult, Code};
 
 pub use collect::collect;
 pub use journal::Journal;
@@ -288,7 +288,8 @@ fn remove_all(record: &Record, world: &mut World<'_>) -> anyhow::Result<()> {
     remove(&record.resources, &mut World::new(&request, world.state.clone()))
 }
 
-/// DEL of an attachment: by its record, else by what can be said of it without one.
+/// DEL of an attachment: by its record, else by what can be said of it without one. Without one, what is in the pod
+/// may be what its ADD has failed for: an interface that the container has of another network. That is left alone.
 pub fn del(
     leftovers: impl FnOnce() -> Vec<Resource>,
     records: &Records,
@@ -298,12 +299,42 @@ pub fn del(
     let heirs = claim.record.as_ref().map_or_else(Vec::new, |record| restore::heirs(record, world));
     match &claim.record {
         Some(record) => remove_all(record, world)?,
-        None => remove(&leftovers(), world)?,
+        None => {
+            let mut resources = leftovers();
+            if resources.iter().any(Resource::is_known_by_interface) && is_of_another_network(world)? {
+                resources.retain(|resource| !resource.is_known_by_interface());
+            }
+            remove(&resources, world)?;
+        }
     }
     // Also one that nobody understands.
     claim.delete()?;
     restore::hand_over_ports(&heirs, &world.state);
     Ok(())
+}
+
+/// Whether the interface is on record as that of the container's attachment to another network, in the same namespace.
+fn is_of_another_network(world: &mut World<'_>) -> anyhow::Result<bool> {
+    let netns = match world.has_pod()? {
+        true => Some(world.pod()?.netns().identity()),
+        false => None,
+    };
+    let own = &world.request.attachment;
+    for records in Records::of_all(&world.state).unwrap_or_default() {
+        for network in records.networks().unwrap_or_default() {
+            let other = Attachment { network, ..own.clone() };
+            if other == *own {
+                continue;
+            }
+            // One that cannot be read tells nothing.
+            if let Ok(Some(record)) = records.read(&other)
+                && (netns.is_none() || record.netns == netns)
+            {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// One error out of several: the first, with the others in its words.

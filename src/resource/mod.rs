@@ -346,6 +346,19 @@ impl Resource {
         }
     }
 
+    /// Whether it is looked for in the pod by the interface's name alone, and so may be another network's.
+    pub fn is_known_by_interface(&self) -> bool {
+        matches!(
+            self,
+            Self::ForeignVeth(_)
+                | Self::ForeignHostDevice(_)
+                | Self::ForeignSublink(_)
+                | Self::ForeignSourceRouting(_)
+                | Self::LinkTuning(_)
+                | Self::VrfMember(_)
+        )
+    }
+
     /// Removes it. That it is not there is fine.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         match self {

@@ -1,20 +1,26 @@
 //! A plugin type that stands in a chain more than once.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::cases;
-use super::networks::USUAL;
+use super::networks::{Attachment, USUAL, gateway46, pool, with};
 use crate::call::Call;
-use crate::expect::same_json;
+use crate::case::Need;
+use crate::expect::{contains, same_json};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
+use crate::snapshot::Snapshot;
 
 cases! {
     "chained" {
         each_entry_of_a_type_answers_for_itself;
         a_new_previous_result_is_echoed;
         without_a_chain_another_configuration_starts_anew;
+        del_leaves_what_another_network_has_in_the_pod needs [
+            Need::Plugin("bridgehead"), Need::Plugin("tuning"), Need::Plugin("sbr"), Need::Plugin("host-device")
+        ];
+        del_leaves_the_device_of_another_network needs [Need::Plugin("bridgehead"), Need::Plugin("host-device")];
     }
 }
 
@@ -58,4 +64,61 @@ fn without_a_chain_another_configuration_starts_anew(host: &Sandbox) -> Result<(
     let first = entry(&pod, 1).add().run(host)?.result()?;
     let second = entry(&pod, 2).add().run(host)?.result()?;
     same_json("result", &second, &first)
+}
+
+/// A call for a network other than the usual one, of the same container and interface.
+fn on_second(plugin: &str, pod: &Pod, more: Value) -> Call {
+    let config = json!({"cniVersion": USUAL, "name": "second", "type": plugin});
+    Call::new(plugin).id("a").ifname("eth0").netns(pod).config(with(config, more))
+}
+
+fn del_leaves_what_another_network_has_in_the_pod(host: &Sandbox) -> Result<()> {
+    // The first entry of the second network's chain fails, since it has the same interface; then all get a DEL.
+    let one = Attachment::new(host, "a", gateway46())?;
+    let mac = json!({"mac": "02:00:00:00:00:05", "mtu": 1300, "promisc": true});
+    for (plugin, more) in [("tuning", mac), ("sbr", json!({}))] {
+        let config = with(json!({"cniVersion": USUAL, "name": "net", "type": plugin}), more);
+        let call = Call::new(plugin).id("a").ifname("eth0").netns(&one.pod).config(config);
+        call.add().prev(&one.result).run(host)?.result().context(plugin)?;
+    }
+    let rules = |pod: &Pod| pod.run(&["sh", "-c", "ip rule; ip -6 rule; ip route show table all"]);
+    let before = (Snapshot::take(host, &[&one.pod])?, rules(&one.pod)?);
+    let ipam = json!({"ipam": pool(&["10.66.0.0/24"])});
+    let refusal = on_second("bridge", &one.pod, ipam.clone()).add().run(host)?.refusal()?;
+    contains("the error", &refusal.text(), "eth0")?;
+    for (plugin, more) in [
+        ("tuning", json!({})),
+        ("sbr", json!({})),
+        ("sbr", json!({"prevResult": one.result})),
+        ("host-device", json!({"device": "other0"})),
+        ("bridge", ipam),
+    ] {
+        for call in [
+            on_second(plugin, &one.pod, more.clone()),
+            on_second(plugin, &one.pod, more).env("CNI_NETNS", ""),
+        ] {
+            call.del().run(host)?.silence().context(plugin)?;
+            before.0.restored(host, &[&one.pod]).context(plugin)?;
+            same_json(format!("rules after DEL of {plugin}"), &json!(rules(&one.pod)?), &json!(before.1))?;
+        }
+    }
+    // What was before tuning is still known.
+    let call = Call::new("tuning").id("a").ifname("eth0").netns(&one.pod);
+    let config = json!({"cniVersion": USUAL, "name": "net", "type": "tuning"});
+    call.config(config).del().run(host)?.silence()?;
+    same_json("MTU", &one.pod.need_link("eth0")?["mtu"], &json!(1500))
+}
+
+fn del_leaves_the_device_of_another_network(host: &Sandbox) -> Result<()> {
+    host.ip_set("link add dev0 type veth peer name end0")?;
+    host.ip_set("link add dev1 type veth peer name end1")?;
+    let pod = host.pod("a")?;
+    let first = on_second("host-device", &pod, json!({"name": "first", "device": "dev0"}));
+    first.add().run(host)?.result()?;
+    let before = Snapshot::take(host, &[&pod])?;
+    let second = on_second("host-device", &pod, json!({"device": "dev1"}));
+    second.add().run(host)?.refusal()?;
+    second.del().run(host)?.silence()?;
+    before.restored(host, &[&pod])?;
+    first.del().run(host)?.silence()
 }
