@@ -153,7 +153,7 @@ fn kernel_route(route: &spec::result::Route) -> rtnl::Route {
 }
 
 /// The routes of a result with their next hops decided, each once: the route's own, else the gateway of the first
-/// address of its family, else none.
+/// address of its family, else none. A number of 0 is the kernel's word for none, and it tells none of it.
 pub fn decide_next_hops(result: &spec::CniResult) -> Vec<spec::result::Route> {
     let gateway_for = |dst: Prefix| -> Option<IpAddr> {
         result.ips.iter().filter(|ip| ip.address.is_ipv4() == dst.is_ipv4()).find_map(|ip| ip.gateway)
@@ -164,7 +164,16 @@ pub fn decide_next_hops(result: &spec::CniResult) -> Vec<spec::result::Route> {
         let gw = route.gw.or_else(|| if on_link { None } else { gateway_for(route.dst) });
         // The IPAM dhcp of the reference says so that there is none.
         let gw = gw.filter(|gw| !gw.is_unspecified());
-        let route = spec::result::Route { gw, ..route.clone() };
+        let given = |number: Option<u32>| number.filter(|number| *number != 0);
+        let route = spec::result::Route {
+            dst: route.dst.network(),
+            gw,
+            mtu: given(route.mtu),
+            advmss: given(route.advmss),
+            priority: given(route.priority),
+            table: given(route.table),
+            scope: route.scope,
+        };
         if !routes.contains(&route) {
             routes.push(route);
         }

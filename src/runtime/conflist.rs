@@ -78,7 +78,11 @@ impl NetworkList {
                     return Ok(Found { list, passed_over });
                 }
                 Some(own) => others.push(own.to_owned()),
-                None => {}
+                // A list without a name may be the one that is looked for.
+                None => match form {
+                    Form::List => passed_over.extend(name_of(&file, &map).err()),
+                    Form::Single => {}
+                },
             }
         }
         if let Some(error) = passed_over.into_iter().next() {
@@ -353,6 +357,14 @@ mod tests {
         let error = load(&scratch, "n").unwrap_err();
         assert_eq!((error.code, error.details.as_str()), (7, "there are: other"));
         assert!(NetworkList::load(Path::new("/nowhere"), "n").is_err());
+    }
+
+    #[test]
+    fn a_list_without_a_name_is_told() {
+        let scratch = Scratch::new();
+        scratch.file("a.conflist", &format!(r#"{{"NAME":"n",{PLUGIN}}}"#));
+        let error = load(&scratch, "n").unwrap_err();
+        assert!(error.msg.ends_with("a.conflist: name: missing"), "{error}");
     }
 
     #[test]

@@ -30,6 +30,7 @@ cases! {
         a_default_route_without_gateway_is_that_of_the_bridge;
         routes_of_ipam_take_the_gateway_of_the_address;
         routes_without_any_gateway_are_on_link;
+        numbers_of_0_are_as_if_they_were_not_there needs [Need::Plugin("bridgehead"), Need::Ipv6];
         what_1_1_has_is_installed;
         what_1_1_has_is_installed_for_ipv6 needs [Need::Ipv6];
     }
@@ -195,6 +196,25 @@ fn routes_without_any_gateway_are_on_link(host: &Sandbox) -> Result<()> {
     let found = route(&routes, "192.168.0.0/16")?;
     equal("gateway", found.get("gateway"), None)?;
     equal("device", found["dev"].as_str(), Some("eth0"))
+}
+
+fn numbers_of_0_are_as_if_they_were_not_there(host: &Sandbox) -> Result<()> {
+    for (subnet, dst, host_of) in
+        [("10.20.0.0/24", "192.168.0.0/16", "192.168.7.7/16"), ("fd20::/64", "fd99::/64", "fd99::7/64")]
+    {
+        let zero = json!({"dst": dst, "mtu": 0, "advmss": 0, "priority": 0, "table": 0});
+        // The others are the same route.
+        let routes = json!([zero, {"dst": dst}, {"dst": host_of}]);
+        let ipam = with(pool(&[subnet]), json!({"routes": routes}));
+        let network = json!({"cniVersion": NEWEST, "isGateway": true, "ipam": ipam});
+        let one = Attachment::new(host, "a", network)?;
+        one.sound(host)?;
+        let again = one.call.add().run(host)?.result()?;
+        same_json("the result of an ADD again", &again, &one.result)?;
+        one.del(host)?;
+        one.pod.remove()?;
+    }
+    Ok(())
 }
 
 fn extended(host: &Sandbox, subnet: &str, family: &str, gateway: &str, dst: &str) -> Result<()> {
