@@ -48,7 +48,8 @@ pub trait Plugin {
     /// What should exist, given the answer of the IPAM. May look at the host, but changes nothing.
     fn plan(&self, leased: CniResult, world: &mut World<'_>) -> anyhow::Result<Plan>;
 
-    /// The plugin that goes on with the result of this one in the same call; none for most.
+    /// The plugin that goes on with the result of this one in the same call; none for most. The first of a call has made
+    /// all when the others plan, which they do one after another before anything of theirs is made.
     fn following(&self, _: &CniResult) -> Result<Option<Box<dyn Plugin>>, CniError> {
         Ok(None)
     }
@@ -199,10 +200,22 @@ fn apply(
         for resource in plan.resources.into_iter().filter(|resource| !links.contains(resource)) {
             ensure(resource, journal)?;
         }
-        let Some(next) = following else { return Ok(plan.result) };
-        plan = next.plan(CniResult::default(), journal.world())?;
-        following = next.following(&plan.result)?;
+        let Some(next) = following.take() else { return Ok(plan.result) };
+        plan = plan_all(next, journal.world())?;
     }
+}
+
+/// What a plugin and all that follow it want, as one plan.
+fn plan_all(plugin: Box<dyn Plugin>, world: &mut World<'_>) -> anyhow::Result<Plan> {
+    let mut whole = plugin.plan(CniResult::default(), world)?;
+    let mut following = plugin.following(&whole.result)?;
+    while let Some(next) = following {
+        let plan = next.plan(CniResult::default(), world)?;
+        following = next.following(&plan.result)?;
+        whole.resources.extend(plan.resources);
+        whole.result = plan.result;
+    }
+    Ok(whole)
 }
 
 /// Makes a resource; if others have the ports that it needs, once more after those of the dead were reclaimed.
