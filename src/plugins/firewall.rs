@@ -10,7 +10,7 @@ use super::PluginType;
 use super::conf::not_chained;
 use crate::plan::{Plan, Plugin};
 use crate::resource::firewall::{Backend, Obstacle, Policy, obstacles};
-use crate::resource::{self, Lease, Resource, World};
+use crate::resource::{self, Lease, Resource, World, ifb};
 use crate::spec::{CniError, CniResult, Request, Version, json};
 use conf::Firewall;
 
@@ -76,10 +76,11 @@ fn bridge_of(prev: &CniResult) -> Option<&str> {
     (!first.name.is_empty()).then_some(&first.name)
 }
 
-/// What else the result has on the host: the pod's ports of the bridge.
+/// What else the result has on the host: the pod's ports of the bridge. What `bandwidth` adds to it is none, and is in
+/// the result of a CHECK but not in that of the ADD, where it comes later in the chain.
 fn ports(prev: &CniResult) -> Vec<String> {
     let on_host = prev.interfaces.iter().filter(|it| it.sandbox.is_empty());
-    on_host.skip(1).map(|it| it.name.clone()).collect()
+    on_host.skip(1).filter(|it| !ifb::is_name(&it.name)).map(|it| it.name.clone()).collect()
 }
 
 impl Firewall {

@@ -37,6 +37,12 @@ pub fn names(attachment: &Attachment) -> [String; 2] {
     ]
 }
 
+/// Whether the link of some attachment, of this suite or the reference, has such a name.
+pub fn is_name(name: &str) -> bool {
+    let digits = name.strip_prefix("bwp").unwrap_or_default();
+    digits.len() == 12 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// The MAC address of an attachment's link.
 pub fn mac(attachment: &Attachment) -> Mac {
     let Attachment { network, container_id, ifname } = attachment;
@@ -198,6 +204,16 @@ mod tests {
         // As the reference 1.9.1 has named it.
         assert_eq!(names(&attachment("abc", "eth0"))[0], "bwp3ce8a0924fde");
         assert_eq!(names(&attachment("abc", "net1"))[0], "bwp3ce8a0924fde");
+    }
+
+    #[test]
+    fn names_are_known_as_such() {
+        for name in names(&attachment("abc", "eth0")) {
+            assert!(is_name(&name), "{name}");
+        }
+        for name in ["bwp", "bwp0", "veth3ce8a0924fde", "bwp3ce8a0924fdg", "vethabcdef01", "cni0"] {
+            assert!(!is_name(name), "{name}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::firewall::{FIREWALL, Walled, filter, firewall, other_network};
 use super::firewall_packets::{is_cut_off, outside, three};
 use super::networks::{NEWEST, gateway4, gateway46};
 use super::restore::{TOOL, ruleset};
+use crate::call::Call;
 use crate::case::Need;
 use crate::expect::{contains, equal, holds, lacks};
 use crate::sandbox::Sandbox;
@@ -27,6 +28,7 @@ cases! {
         a_bridge_goes_with_its_last_pod needs [FIREWALL, TOOL, Need::Nftables];
         a_late_del_leaves_what_the_next_owner_has needs [FIREWALL, TOOL, Need::Nftables];
         check_finds_what_is_lost needs [FIREWALL, TOOL, Need::Nftables];
+        check_passes_with_bandwidth_behind_it needs [FIREWALL, TOOL, Need::Plugin("bandwidth"), Need::LinkType("ifb"), Need::Nftables];
         a_flush_of_the_ruleset_is_made_good needs [FIREWALL, TOOL, Need::Nftables, Need::Ipv6];
         gc_removes_what_dead_pods_have needs [FIREWALL, TOOL, Need::Nftables];
         forty_at_once_are_forty_elements needs [FIREWALL, TOOL, Need::Nftables];
@@ -229,6 +231,22 @@ fn check_finds_what_is_lost(host: &Sandbox) -> Result<()> {
         contains(format!("finding after {loss}"), &one.damaged(host)?, part)?;
         one.call.add().prev(&one.base.result).run(host)?.result()?;
         one.check(host).with_context(|| format!("repaired after {loss}"))?;
+    }
+    Ok(())
+}
+
+fn check_passes_with_bandwidth_behind_it(host: &Sandbox) -> Result<()> {
+    // CHECK has the result of the whole chain, in which there is one more link of the host.
+    for (id, policy) in [("a", "isolated"), ("b", "same-bridge")] {
+        let one = Walled::new(host, id, gateway4(), keys(policy))?;
+        let limits = json!({
+            "cniVersion": NEWEST, "name": "net", "type": "bandwidth", "egressRate": 8_000_000, "egressBurst": 8_000_000,
+        });
+        let bandwidth = Call::new("bandwidth").id(id).ifname("eth0").netns(one.pod()).config(limits);
+        let result = bandwidth.add().prev(&one.result).run(host)?.result()?;
+        one.call.check().prev(&result).run(host)?.silence().context(policy)?;
+        bandwidth.del().prev(&result).run(host)?.silence()?;
+        one.del(host)?;
     }
     Ok(())
 }
