@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use conformance::case::Case;
 use conformance::runner::{self, Judged, Pace, Verdict};
-use conformance::{cases, report};
+use conformance::{cases, exec, report};
 use lexopt::prelude::*;
 
 const USAGE: &str = "\
@@ -21,7 +21,7 @@ Runs CNI plugins in network namespaces of its own and says what they do wrong. N
   --filter TEXT   only cases whose group/name contains TEXT
   --jobs N        cases at a time; the number of processors if not given
   --patience SECONDS
-                  after which a case has failed; 120 if not given
+                  after which a case has failed, 120 if not given; a program of a case after a sixth of that
   --compare DIR   also runs the cases on DIR and lists what fails there, which does not change the exit status
   --list          prints the names of the cases
 ";
@@ -53,6 +53,8 @@ fn start() -> Result<ExitCode> {
     if arguments.next().is_some_and(|first| first == runner::SINGLE) {
         let title = arguments.next().context("which case?")?;
         let plugins = arguments.next().context("which directory?")?;
+        let deadline = arguments.next().context("how long?")?.string()?.parse()?;
+        exec::allow(Duration::from_secs(deadline));
         let case = cases::all().into_iter().find(|case| *case.title() == *title).context("no such case")?;
         let status = runner::run_single(&case, PathBuf::from(plugins))?;
         return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));

@@ -86,7 +86,9 @@ pub fn run(cases: &[Case], plugins: &Path, pace: Pace, seen: impl Fn(&Judged) + 
 /// Runs one case in a process of its own.
 fn apart(case: &Case, plugins: &Path, patience: Duration) -> Result<Verdict> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg(SINGLE).arg(case.title()).arg(plugins);
+    // Of the two minutes that a case has by default, any program may take 20 seconds.
+    let of_program = (patience / 6).as_secs().max(1);
+    command.arg(SINGLE).arg(case.title()).arg(plugins).arg(of_program.to_string());
     // SAFETY: prctl is one system call, so it may be called between fork and exec.
     unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from)) };
     let finished = Running::start(command, b"")?.finish_within(patience)?;

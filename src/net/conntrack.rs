@@ -34,14 +34,17 @@ const SOURCE: u32 = 1;
 /// Protocol and destination port count (`CTA_FILTER_F_CTA_PROTO_NUM`, `CTA_FILTER_F_CTA_PROTO_DST_PORT`).
 const PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
 
-/// Whether the kernel tracks connections of this namespace, and can be told by netlink to forget some without loading a
-/// module for it.
+/// Whether the kernel may know of connections of this namespace.
 pub fn is_in_use() -> bool {
-    let may_be_in_use = match sysctl::read("netfilter/nf_conntrack_count") {
+    match sysctl::read("netfilter/nf_conntrack_count") {
         Ok(count) => count != "0",
         Err(e) => e.errno != Errno::ENOENT,
-    };
-    may_be_in_use && !would_load_a_module()
+    }
+}
+
+/// Whether the kernel can be told by netlink to forget some without loading a module for it.
+pub fn is_at_hand() -> bool {
+    !would_load_a_module()
 }
 
 fn would_load_a_module() -> bool {

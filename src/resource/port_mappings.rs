@@ -276,6 +276,9 @@ impl PortMappings {
 
     /// Has the kernel forget what it knows of UDP flows to these ports: it would go on to send them where they went
     /// before. For a connection of TCP that shows by itself. What cannot be done is no error, as for the reference.
+    ///
+    /// The kernel loads a module for it, where it has none at work: a stock Debian's has not, and without it the port
+    /// would be dead to whoever goes on to send.
     fn forget_flows(&self, world: &mut World) {
         let mut ports = Vec::new();
         for prefix in &self.addresses {

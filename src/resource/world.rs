@@ -313,7 +313,7 @@ const TRIES_TO_FORGET: usize = 2;
 
 /// The connection to netfilter that this was done by, which is not to be closed at a bad moment.
 fn forget_connections(addresses: &[IpAddr]) -> Option<Nft> {
-    if addresses.is_empty() || !conntrack::is_in_use() {
+    if addresses.is_empty() || !conntrack::is_in_use() || !conntrack::is_at_hand() {
         return None;
     }
     // Nobody is there any more who could be told that it failed, or who would try again.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -204,13 +205,19 @@ fn gc_goes_on_past_damaged_records(host: &Sandbox) -> Result<()> {
     kept.sound(host)
 }
 
+/// Has a file be as old as that.
+pub(super) fn age(path: &Path, by: Duration) -> Result<()> {
+    let then = SystemTime::now().checked_sub(by).context("the clock is at its beginning")?;
+    fs::File::open(path)?.set_modified(then).with_context(|| path.display().to_string())
+}
+
 fn gc_removes_abandoned_drafts(host: &Sandbox) -> Result<()> {
     let one = Attachment::new(host, "a", with(gateway4(), json!({"cniVersion": NEWEST})))?;
     let (old, new) = (draft(&record("bridge", "old")), draft(&record("bridge", "new")));
     for path in [&old, &new] {
         fs::write(path, "")?;
     }
-    host.run(&["touch", "-d", "10 minutes ago", &old.to_string_lossy()])?;
+    age(&old, Duration::from_secs(600))?;
     one.call.gc().run(host)?.silence()?;
     gone(&old)?;
     holds(new.exists(), "the draft of a call that may run is gone")?;
