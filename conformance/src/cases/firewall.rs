@@ -279,7 +279,7 @@ fn forty_at_once(host: &Sandbox, program: &str) -> Result<()> {
     let pod = host.pod("a")?;
     let calls: Vec<Call> = (0..40)
         .map(|n| {
-            let keys = json!({"ingressPolicy": "same-bridge"});
+            let keys = json!({"ingressPolicy": "same-bridge", "lockTimeout": super::portmap::CROWD_WAITS});
             firewall(&format!("c{n}"), &pod, keys).prev(&made_up(&format!("10.20.0.{}/24", n + 2)))
         })
         .collect();

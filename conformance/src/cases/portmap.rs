@@ -130,6 +130,9 @@ fn chain_of(listing: &[String], id: &str) -> Result<String> {
     Ok(entry.rsplit(' ').next().unwrap_or_default().to_owned())
 }
 
+/// Seconds that each of forty may wait for the others, on a machine that is slow.
+pub(super) const CROWD_WAITS: u64 = 120;
+
 /// Forty pods with a port each, by name of a result that nobody checks.
 pub(super) fn forty(host: &Sandbox, name: &str) -> Result<Vec<Call>> {
     let one = Attachment::new(host, "first", gateway4())?;
@@ -137,7 +140,9 @@ pub(super) fn forty(host: &Sandbox, name: &str) -> Result<Vec<Call>> {
         .map(|i| {
             let result =
                 json!({"cniVersion": NEWEST, "ips": [{"address": format!("10.20.0.{}/24", 100 + i)}]});
-            portmap(&format!("p{i}"), &one, tcp(7000 + i, 80), back_end(name)).prev(&result)
+            portmap(&format!("p{i}"), &one, tcp(7000 + i, 80), back_end(name))
+                .set("lockTimeout", json!(CROWD_WAITS))
+                .prev(&result)
         })
         .collect();
     all(host, &calls, "ADD")?;
