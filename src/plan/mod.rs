@@ -144,12 +144,11 @@ pub fn add(
 
 /// Whether all is as it should be, but for what a later plugin of the chain has changed and looks after.
 fn is_in_place(resources: &[Resource], world: &mut World<'_>) -> bool {
-    let is_clean = |resources: &[Resource], world: &mut World<'_>| {
-        check(resources, world).is_ok_and(|findings| findings.is_empty())
-    };
-    if is_clean(resources, world) {
-        return true;
-    }
+    check(resources, world).is_ok_and(|findings| findings.is_empty())
+}
+
+/// The same as others of the chain have tuned it, by their records; `None` where they have not.
+fn as_tuned(resources: &[Resource], world: &World<'_>) -> Option<Vec<Resource>> {
     let others = Records::of_all(&world.state).unwrap_or_default();
     let found = others.iter().filter_map(|records| records.read(&world.request.attachment).ok().flatten());
     let tunings: Vec<LinkTuning> = found
@@ -160,7 +159,7 @@ fn is_in_place(resources: &[Resource], world: &mut World<'_>) -> bool {
         })
         .collect();
     let tuned: Vec<Resource> = resources.iter().map(|resource| resource.as_tuned(&tunings)).collect();
-    tuned != resources && is_clean(&tuned, world)
+    (tuned != resources).then_some(tuned)
 }
 
 fn apply(
@@ -247,8 +246,20 @@ fn take(lease: Lease, journal: &mut Journal<'_, '_>) -> anyhow::Result<CniResult
     }
 }
 
-/// CHECK: looks at every resource, and reports all differences.
+/// CHECK: looks at every resource, and reports all differences, but for those that a later plugin of the chain has made
+/// and looks after.
 pub fn check(resources: &[Resource], world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
+    let findings = observe(resources, world)?;
+    if findings.is_empty() {
+        return Ok(findings);
+    }
+    match as_tuned(resources, world) {
+        Some(tuned) => observe(&tuned, world),
+        None => Ok(findings),
+    }
+}
+
+fn observe(resources: &[Resource], world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for resource in resources {
         findings.extend(resource.observe(world)?);

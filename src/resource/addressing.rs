@@ -165,13 +165,15 @@ pub fn decide_next_hops(result: &spec::CniResult) -> Vec<spec::result::Route> {
         // The IPAM dhcp of the reference says so that there is none.
         let gw = gw.filter(|gw| !gw.is_unspecified());
         let given = |number: Option<u32>| number.filter(|number| *number != 0);
+        // From the main table later plugins may move it, also if the result names it.
+        let table = given(route.table).filter(|table| *table != route::TABLE_MAIN);
         let route = spec::result::Route {
             dst: route.dst.network(),
             gw,
             mtu: given(route.mtu),
             advmss: given(route.advmss),
             priority: given(route.priority),
-            table: given(route.table),
+            table,
             scope: route.scope,
         };
         if !routes.contains(&route) {

@@ -118,16 +118,21 @@ impl SourceRouting {
         }
         let rtnl = world.pod()?.rtnl()?;
         let is_there = rtnl.link(&self.ifname)?.is_some();
-        let mut batch = Vec::new();
+        let mut answers = Vec::new();
         if is_there {
-            batch.extend(self.replaced.iter().map(|(old, _)| old.replace()));
-            batch.extend(self.removed.iter().map(RawRoute::add));
+            let replaced = self.replaced.iter().map(|(old, _)| old.replace());
+            // Where the addresses are gone by which a next hop was reached, or a source was one, so is the route.
+            let is_moot = |errno| matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL);
+            answers = run(rtnl, replaced.chain(self.removed.iter().map(RawRoute::add)).collect())?;
+            answers.retain(|answer| !answer.as_ref().is_err_and(|e| is_moot(e.errno)));
         }
-        batch.extend(self.rules().map(|(source, table)| rule::delete(source, table, None)));
+        let mut batch: Vec<_> =
+            self.rules().map(|(source, table)| rule::delete(source, table, None)).collect();
         if is_there {
             batch.extend(self.added.iter().rev().map(RawRoute::delete));
         }
-        tolerate(run(rtnl, batch)?)
+        answers.extend(run(rtnl, batch)?);
+        tolerate(answers)
     }
 }
 
