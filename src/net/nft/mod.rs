@@ -133,6 +133,11 @@ impl Nft {
         self.socket.execute(batch)
     }
 
+    /// All objects that a request lists, each as the body of its message.
+    pub(super) fn dump(&mut self, deed: &str, request: NetfilterMessage) -> Result<Vec<Vec<u8>>> {
+        self.socket.dump(deed, request)
+    }
+
     /// Whether something was deleted by this connection.
     pub fn has_deleted(&self) -> bool {
         self.has_deleted
