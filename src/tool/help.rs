@@ -138,9 +138,10 @@ Usage: bridgehead restore [NETWORK]
 
 A flush of nf_tables or iptables (nft flush ruleset, iptables -t nat -F, a firewall that restarts) takes the rules
 of running containers too, and they lose the way out of their network. This puts back what /run/bridgehead has on
-record of them, for all networks or for one: masquerade, the guards against false senders, forwarding. It names each
-attachment for which something was missing. It may run at any time, also beside add and del, and as often as one
-likes: what is there stays as it is. It needs neither the files of networks nor other plugins.
+record of them, for all networks or for one: masquerade, host ports, what firewall lets through or keeps apart,
+the guards against false senders, forwarding. It names each attachment for which something was missing. It may
+run at any time, also beside add and del, and as often as one likes: what is there stays as it is. It needs
+neither the files of networks nor other plugins.
 
 `make install-unit` has systemd do this whenever a firewall was restarted or reloaded.
 
