@@ -246,7 +246,7 @@ fn wrong(file: &Path, key: &str, why: impl std::fmt::Display) -> CniError {
 
 fn name_of(file: &Path, map: &Map<String, Value>) -> Result<String, CniError> {
     match map.get("name") {
-        Some(Value::String(name)) => match names::check_identifier(name) {
+        Some(Value::String(name)) => match names::check_network(name) {
             Ok(()) => Ok(name.clone()),
             Err(why) => Err(wrong(file, "name", format!("the network name {name:?} {why}"))),
         },

@@ -85,7 +85,7 @@ impl NetConf {
             }
         };
         let name = text(&document, "name")?;
-        names::check_identifier(&name).map_err(|why| match why {
+        names::check_network(&name).map_err(|why| match why {
             names::BadName::Empty => CniError::config("the network configuration has no name"),
             _ => {
                 CniError::config(format!("name: the network name {name:?} {why}")).with_details(name.clone())

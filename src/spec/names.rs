@@ -2,13 +2,19 @@
 
 use std::fmt;
 
+/// Most bytes of an interface's name (`IFNAMSIZ` of linux/if.h less its NUL).
+const MAX_IFNAME: usize = 15;
+
+/// Most bytes of a file's name (`NAME_MAX` of linux/limits.h).
+const MAX_FILE_NAME: usize = 255;
+
 /// Why a name is refused; reads as the end of a sentence that begins with the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadName {
     /// It is empty.
     Empty,
-    /// It is longer than 15 bytes (`IFNAMSIZ` of linux/if.h less its NUL).
-    TooLong,
+    /// It is longer than this number of bytes.
+    TooLong(usize),
     /// It is `.` or `..`, or one that stands for several interfaces below /proc/sys/net.
     Reserved,
     /// It has a character that does not belong there.
@@ -21,7 +27,7 @@ impl fmt::Display for BadName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => f.write_str("is empty"),
-            Self::TooLong => f.write_str("is longer than the 15 bytes that Linux allows"),
+            Self::TooLong(most) => write!(f, "is longer than the {most} bytes that Linux allows"),
             Self::Reserved => f.write_str("is a reserved name"),
             Self::Character(c) => write!(f, "has the character {c:?}, which is not allowed"),
             Self::Beginning(c) => write!(f, "begins with {c:?}; it must begin with a letter or digit"),
@@ -43,6 +49,14 @@ pub fn check_identifier(name: &str) -> Result<(), BadName> {
     }
 }
 
+/// Network names: those, as far as a directory can have them, since reservations, records and results are kept by them.
+pub fn check_network(name: &str) -> Result<(), BadName> {
+    if name.len() > MAX_FILE_NAME {
+        return Err(BadName::TooLong(MAX_FILE_NAME));
+    }
+    check_identifier(name)
+}
+
 /// Interface names: what the kernel's `dev_valid_name` (net/core/dev.c) takes, but for a `%`, which begins a pattern
 /// there, so that the interface gets another name or none; and for those that `sysctl_dev_name_is_allowed` (net/ip.h)
 /// refuses.
@@ -50,8 +64,8 @@ pub fn check_ifname(name: &str) -> Result<(), BadName> {
     if name.is_empty() {
         return Err(BadName::Empty);
     }
-    if name.len() > 15 {
-        return Err(BadName::TooLong);
+    if name.len() > MAX_IFNAME {
+        return Err(BadName::TooLong(MAX_IFNAME));
     }
     if matches!(name, "." | ".." | "all" | "default") {
         return Err(BadName::Reserved);
@@ -67,6 +81,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_networks_name_is_that_of_a_directory() {
+        assert_eq!(check_network(&"n".repeat(255)), Ok(()));
+        assert_eq!(check_network(&"n".repeat(256)), Err(BadName::TooLong(255)));
+        assert_eq!(check_network(".."), Err(BadName::Beginning('.')));
+    }
 
     #[test]
     fn identifiers() {
