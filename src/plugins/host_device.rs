@@ -151,6 +151,7 @@ impl Plugin for HostDevice {
             mtu: interface.mtu,
             alias: String::new(),
             up: false,
+            modes: resource::link_tuning::Attributes::default(),
             sandbox: sandbox(world)?,
         };
         Ok(lease.into_iter().chain(self.resources(device, &ipam)).collect())

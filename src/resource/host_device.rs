@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
+use super::link_tuning::{Attributes, changes};
 use super::sublink::Sandbox;
 use super::{Ensured, Finding, World};
 use crate::net::rtnl::link;
@@ -35,12 +36,22 @@ pub struct HostDevice {
     pub alias: String,
     /// Whether it was up.
     pub up: bool,
+    /// What else of it can be tuned, as it was; nothing where nobody knows.
+    #[serde(default)]
+    pub modes: Attributes,
 }
 
 impl HostDevice {
     /// The device that a link of the host is, on its way to a pod.
     pub fn of(found: Link, ifname: String, sandbox: Sandbox) -> Self {
+        let modes = Attributes {
+            promisc: Some(found.promiscuous),
+            allmulti: Some(found.all_multicast),
+            tx_queue_len: found.tx_queue_len,
+            ..Attributes::default()
+        };
         Self {
+            modes,
             ifname,
             sandbox,
             name: Some(found.name),
@@ -195,6 +206,8 @@ impl HostDevice {
         if let Some(mtu) = self.mtu.filter(|mtu| found.mtu != *mtu) {
             batch.push(link::set_mtu(&found, mtu));
         }
+        // Who tuned it could not set it back if the pod was gone before.
+        batch.extend(changes(&found, &self.modes));
         if self.up {
             batch.push(link::set_up(&found));
         }
@@ -245,6 +258,7 @@ impl ForeignHostDevice {
             mtu: None,
             alias: String::new(),
             up: false,
+            modes: Attributes::default(),
         }
     }
 }

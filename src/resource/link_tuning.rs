@@ -147,7 +147,7 @@ fn set_back(found: &Link, had: &Attributes, world: &mut World<'_>) -> anyhow::Re
 }
 
 /// The requests that make a link be so.
-fn changes(found: &Link, wanted: &Attributes) -> Vec<Message> {
+pub(super) fn changes(found: &Link, wanted: &Attributes) -> Vec<Message> {
     let have = wanted.of_link(found);
     let messages = [
         wanted.mac.filter(|mac| have.mac != Some(*mac)).map(|mac| link::set_mac(found, mac)),

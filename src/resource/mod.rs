@@ -235,10 +235,28 @@ impl Resource {
     /// What is to be looked for where later plugins of the chain have tuned the pod's interface, which they look after.
     pub fn as_tuned(&self, tunings: &[LinkTuning]) -> Self {
         let mut resource = self.clone();
-        if let Self::Veth(veth) = &mut resource {
-            for LinkTuning { wanted, .. } in tunings {
-                veth.mac = wanted.mac.or(veth.mac);
-                veth.mtu = veth.mtu.filter(|_| wanted.mtu.is_none());
+        for LinkTuning { wanted, .. } in tunings {
+            let is_resized = wanted.mtu.is_some();
+            match &mut resource {
+                Self::Veth(veth) => {
+                    veth.mac = wanted.mac.or(veth.mac);
+                    veth.mtu = veth.mtu.filter(|_| !is_resized);
+                }
+                Self::Sublink(sublink) => {
+                    sublink.mac = wanted.mac.or(sublink.mac);
+                    if is_resized {
+                        sublink.mtu = sublink::Mtu::Inherited(None);
+                    }
+                }
+                Self::Tap(tap) => {
+                    tap.mac = wanted.mac.or(tap.mac);
+                    tap.mtu = tap.mtu.filter(|_| !is_resized);
+                }
+                Self::HostDevice(device) => {
+                    device.mac = wanted.mac.or(device.mac);
+                    device.mtu = device.mtu.filter(|_| !is_resized);
+                }
+                _ => {}
             }
         }
         resource

@@ -21,6 +21,10 @@ cases! {
             Need::Plugin("bridgehead"), Need::Plugin("tuning"), Need::Plugin("sbr"), Need::Plugin("host-device")
         ];
         check_passes_after_later_plugins needs [Need::Plugin("bridgehead"), Need::Plugin("ptp"), Need::Plugin("tuning"), Need::Plugin("sbr")];
+        a_tuned_interface_is_what_add_has_made needs [
+            Need::Plugin("bridgehead"), Need::Plugin("tuning"), Need::Plugin("macvlan"), Need::Plugin("tap"),
+            Need::Plugin("host-device")
+        ];
         del_of_sbr_works_when_the_addresses_are_gone needs [Need::Plugin("bridgehead"), Need::Plugin("sbr")];
         del_leaves_the_device_of_another_network needs [Need::Plugin("bridgehead"), Need::Plugin("host-device")];
     }
@@ -162,6 +166,44 @@ fn check_passes_after_later_plugins(host: &Sandbox) -> Result<()> {
             for call in chain.iter().rev() {
                 call.del().prev(&result).run(host)?.silence()?;
             }
+            pod.remove()?;
+        }
+    }
+    Ok(())
+}
+
+fn a_tuned_interface_is_what_add_has_made(host: &Sandbox) -> Result<()> {
+    host.ip_set("link add up0 type veth peer name up1")?;
+    host.ip_set("link set up0 up")?;
+    host.ip_set("link add dev0 type veth peer name dev1")?;
+    let tuning = json!({"mtu": 1300, "mac": "02:00:00:00:00:05", "promisc": true});
+    for version in ["0.4.0", "1.1.0"] {
+        for (plugin, more) in [
+            ("macvlan", json!({"master": "up0", "mtu": 1450})),
+            ("tap", json!({"mtu": 1450})),
+            ("host-device", json!({"device": "dev0"})),
+        ] {
+            let pod = host.pod("a")?;
+            let before = Snapshot::take(host, &[&pod])?;
+            let ipam = json!({"ipam": pool(&["10.20.0.0/24"])});
+            let chain = [
+                entry_of(plugin, &pod, version, with(more, ipam)),
+                entry_of("tuning", &pod, version, tuning.clone()),
+            ];
+            let what = || format!("{plugin} {version}");
+            let add = || {
+                let first = chain[0].add().run(host)?.result()?;
+                chain[1].add().prev(&first).run(host)?.result()
+            };
+            let result = add().with_context(what)?;
+            for call in &chain {
+                call.check().prev(&result).run(host)?.silence().with_context(what)?;
+            }
+            same_json("result of ADD again", &add()?, &result).with_context(what)?;
+            for call in chain.iter().rev() {
+                call.del().prev(&result).run(host)?.silence().with_context(what)?;
+            }
+            before.restored(host, &[&pod]).with_context(what)?;
             pod.remove()?;
         }
     }

@@ -52,6 +52,8 @@ cases! {
         it_comes_back_down_if_it_was_down needs [Need::Plugin("host-device")];
         it_comes_back_without_previous_result needs [Need::Plugin("host-device")];
         it_comes_back_without_netns needs [Need::Plugin("host-device"), Need::Plugin("bridgehead")];
+        what_tuning_could_not_set_back_is_as_it_was needs [
+            Need::Plugin("host-device"), Need::Plugin("bridgehead"), Need::Plugin("tuning")];
         it_comes_back_though_the_pod_renamed_it needs [Need::Plugin("host-device"), Need::Plugin("bridgehead")];
         it_comes_back_though_its_alias_is_gone needs [Need::Plugin("host-device"), Need::Plugin("bridgehead")];
         it_comes_back_without_its_record needs [Need::Plugin("host-device")];

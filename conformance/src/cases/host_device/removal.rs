@@ -4,7 +4,8 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Attached, MAC, by_name, connected, device, is_back, is_up};
-use crate::cases::networks::{NEWEST, with};
+use crate::call::Call;
+use crate::cases::networks::{NEWEST, USUAL, with};
 use crate::expect::{contains, equal, holds};
 use crate::sandbox::{REFERENCE, Sandbox};
 use crate::snapshot::Snapshot;
@@ -49,6 +50,25 @@ pub(super) fn it_comes_back_without_netns(host: &Sandbox) -> Result<()> {
     is_back(host)?;
     holds(is_up(host)?, "it is down")?;
     equal("addresses", host.leases("net")?, [] as [&str; 0])
+}
+
+pub(super) fn what_tuning_could_not_set_back_is_as_it_was(host: &Sandbox) -> Result<()> {
+    let _far = connected(host)?;
+    let before = host.run(&["ip", "-d", "link", "show", "dev0"])?;
+    let one = Attached::new(host, "a", by_name())?;
+    let config = json!({
+        "cniVersion": USUAL, "name": "net", "type": "tuning", "promisc": true, "allmulti": true, "txQLen": 77
+    });
+    let tuning = Call::new("tuning").id("a").ifname("eth0").netns(&one.pod).config(config);
+    tuning.add().prev(&one.result).run(host)?.result()?;
+    tuning.without("CNI_NETNS").del().run(host)?.silence()?;
+    one.call.without("CNI_NETNS").del().run(host)?.silence()?;
+    is_back(host)?;
+    let after = host.run(&["ip", "-d", "link", "show", "dev0"])?;
+    for flag in ["PROMISC", "ALLMULTI", "qlen 77"] {
+        equal(flag, after.contains(flag), before.contains(flag))?;
+    }
+    Ok(())
 }
 
 pub(super) fn it_comes_back_though_the_pod_renamed_it(host: &Sandbox) -> Result<()> {
