@@ -36,13 +36,20 @@ pub struct Record {
 pub struct Cause {
     configuration: String,
     prev_result: Option<String>,
+    /// Of what the runtime asks for by `runtimeConfig`, `args` and `CNI_ARGS`; `None` in a record of an earlier version.
+    #[serde(default)]
+    wishes: Option<String>,
 }
 
 impl Cause {
     /// What this request asks.
     pub fn of(request: &Request) -> Self {
         let config = &request.config;
-        Self { configuration: config.digest(), prev_result: config.prev_result_digest() }
+        Self {
+            configuration: config.digest(),
+            prev_result: config.prev_result_digest(),
+            wishes: Some(request.wishes_digest()),
+        }
     }
 }
 
@@ -59,7 +66,11 @@ pub struct Entry {
 impl Entry {
     /// Whether its ADD was asked just this; of one that is not known it is assumed.
     pub fn answers(&self, cause: &Cause) -> bool {
-        self.cause.as_ref().is_none_or(|own| own == cause)
+        self.cause.as_ref().is_none_or(|own| {
+            let is_asked_alike = own.wishes.is_none() || own.wishes == cause.wishes;
+            is_asked_alike
+                && (&own.configuration, &own.prev_result) == (&cause.configuration, &cause.prev_result)
+        })
     }
 
     /// Whether its ADD was called with this configuration.

@@ -211,6 +211,12 @@ impl NetConf {
         sha512_hex(&[&text], DIGEST_CHARS)
     }
 
+    /// What tells that which the runtime asks for by the configuration, and by these words, from other wishes.
+    pub fn wishes_digest(&self, words: &str) -> String {
+        let of = |key: &str| self.get(key).map(Value::to_string).unwrap_or_default();
+        sha512_hex(&[&of("runtimeConfig"), "\n", &of("args"), "\n", words], DIGEST_CHARS)
+    }
+
     /// The attachments that a GC must leave alone. libcni sends the list under two keys, one of them a historic
     /// misspelling; a key that is `null` is an empty list (Go writes an empty slice so), unlike one that is absent.
     pub fn valid_attachments(&self) -> Result<ValidAttachments, CniError> {

@@ -203,6 +203,14 @@ impl Request {
         args.check_known(&CONVENTIONAL)?;
         Ok(args)
     }
+
+    /// What tells that which the runtime asks for beside the author's configuration from other wishes. Of `CNI_ARGS`,
+    /// the keys that plugins look at.
+    pub fn wishes_digest(&self) -> String {
+        let args = Args::parse(&self.args).unwrap_or_default();
+        let words: Vec<&str> = CONVENTIONAL.iter().map(|key| args.get(key).unwrap_or_default()).collect();
+        self.config.wishes_digest(&words.join(";"))
+    }
 }
 
 #[cfg(test)]
