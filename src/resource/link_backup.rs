@@ -106,9 +106,11 @@ impl LinkBackup {
         Self { path: directory.join(format!("{container_id}_{ifname}.json")) }
     }
 
-    /// What it says; nothing where it is not there, or is no such file.
-    pub(super) fn read(&self) -> Attributes {
-        self.document().map(|document| Attributes::from_json(&document)).unwrap_or_default()
+    /// What it says of a link of this namespace, or does not say of which; nothing where it is not there, or is no such
+    /// file.
+    pub(super) fn read(&self, netns: Identity) -> Attributes {
+        let document = self.document().filter(|it| !it.contains_key("netns") || is_of(it, netns));
+        document.map(|document| Attributes::from_json(&document)).unwrap_or_default()
     }
 
     /// Adds what a link has been. What is there of the same namespace has been so before, and counts.

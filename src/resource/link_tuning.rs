@@ -105,7 +105,7 @@ impl LinkTuning {
             }
         }
         let Some((found, netns)) = link else { return Ok(backup.delete()?) };
-        let had = self.had.clone().unwrap_or_else(|| backup.read());
+        let had = self.had.clone().unwrap_or_else(|| backup.read(netns));
         for error in set_back(&found, &had, world)? {
             if is_add {
                 return Err(error).context(format!("make the pod's interface {} what it was", found.name));

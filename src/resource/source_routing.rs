@@ -136,14 +136,14 @@ impl SourceRouting {
     }
 }
 
-/// The rules of a pod's interface of which nobody knows more than the addresses: those that it has, and these.
+/// The rules of a pod's interface of which nobody knows more than the addresses: these, or else those that it has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignSourceRouting {
     /// The interface.
     pub ifname: String,
     /// Only rules that name this table, if one is given.
     pub table: Option<u32>,
-    /// Addresses that the interface has had.
+    /// Addresses that the interface has had, where somebody says them. By now it may be another pod's.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -155,7 +155,7 @@ impl ForeignSourceRouting {
         }
         let rtnl = world.pod()?.rtnl()?;
         let mut addresses = self.addresses.clone();
-        if let Some(link) = rtnl.link(&self.ifname)? {
+        if let Some(link) = rtnl.link(&self.ifname)?.filter(|_| self.addresses.is_empty()) {
             addresses.extend(rtnl.addresses(&link)?.iter().map(|it| it.address));
         }
         let batch = rtnl.rules()?.into_iter().filter_map(|it| {

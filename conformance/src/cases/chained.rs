@@ -7,7 +7,7 @@ use super::cases;
 use super::networks::{Attachment, USUAL, gateway46, pool, with};
 use crate::call::Call;
 use crate::case::Need;
-use crate::expect::{contains, lacks, same_json};
+use crate::expect::{contains, equal, lacks, same_json};
 use crate::pod::Pod;
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
@@ -24,6 +24,10 @@ cases! {
         a_tuned_interface_is_what_add_has_made needs [
             Need::Plugin("bridgehead"), Need::Plugin("tuning"), Need::Plugin("macvlan"), Need::Plugin("tap"),
             Need::Plugin("host-device")
+        ];
+        add_again_does_what_the_runtime_asks_for_now needs [Need::Plugin("bridgehead"), Need::Plugin("tuning")];
+        del_without_a_record_spares_another_pod needs [
+            Need::Plugin("bridgehead"), Need::Plugin("tuning"), Need::Plugin("sbr")
         ];
         del_of_sbr_works_when_the_addresses_are_gone needs [Need::Plugin("bridgehead"), Need::Plugin("sbr")];
         del_leaves_the_device_of_another_network needs [Need::Plugin("bridgehead"), Need::Plugin("host-device")];
@@ -208,6 +212,46 @@ fn a_tuned_interface_is_what_add_has_made(host: &Sandbox) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn add_again_does_what_the_runtime_asks_for_now(host: &Sandbox) -> Result<()> {
+    let pod = host.pod("a")?;
+    let bridge = |ip: &str| {
+        let more = json!({"runtimeConfig": {"ips": [ip]}, "ipam": pool(&["10.20.0.0/24"])});
+        entry_of("bridge", &pod, USUAL, more)
+    };
+    bridge("10.20.0.5").add().run(host)?.result()?;
+    let result = bridge("10.20.0.6").add().run(host)?.result()?;
+    same_json("address", &result["ips"][0]["address"], &json!("10.20.0.6/24"))?;
+    let of_args = bridge("10.20.0.6").env("CNI_ARGS", "MAC=02:00:00:00:00:07");
+    let result = of_args.add().run(host)?.result()?;
+    same_json("MAC address", &result["interfaces"][2]["mac"], &json!("02:00:00:00:00:07"))?;
+    let tuned = |mac: &str| {
+        let wishes = json!({"runtimeConfig": {"mac": mac}});
+        entry_of("tuning", &pod, USUAL, wishes).prev(&result)
+    };
+    tuned("02:00:00:00:00:08").add().run(host)?.result()?;
+    let last = tuned("02:00:00:00:00:09").add().run(host)?.result()?;
+    same_json("MAC address", &last["interfaces"][2]["mac"], &json!("02:00:00:00:00:09"))?;
+    tuned("02:00:00:00:00:09").check().prev(&last).run(host)?.silence()?;
+    tuned("02:00:00:00:00:09").del().prev(&last).run(host)?.silence()?;
+    contains("the pod's interface", &pod.run(&["ip", "link", "show", "eth0"])?, "02:00:00:00:00:07")
+}
+
+fn del_without_a_record_spares_another_pod(host: &Sandbox) -> Result<()> {
+    let one = Attachment::new(host, "a", gateway46())?;
+    let other = Attachment::new(host, "b", gateway46())?;
+    let tuning = json!({"mac": "02:00:00:00:00:05", "mtu": 1300});
+    entry_of("tuning", &one.pod, USUAL, tuning.clone()).add().prev(&one.result).run(host)?.result()?;
+    let sbr = |pod: &Pod, id: &str| entry_of("sbr", pod, USUAL, json!({})).id(id);
+    sbr(&other.pod, "b").add().prev(&other.result).run(host)?.result()?;
+    host.run(&["rm", "-r", "/run/bridgehead"])?;
+    let rules = || other.pod.run(&["sh", "-c", "ip rule; ip -6 rule"]);
+    let before = (Snapshot::take(host, &[&other.pod])?, rules()?);
+    sbr(&other.pod, "a").del().prev(&one.result).run(host)?.silence()?;
+    entry_of("tuning", &other.pod, USUAL, tuning).del().prev(&one.result).run(host)?.silence()?;
+    before.0.restored(host, &[&other.pod])?;
+    equal("rules", rules()?, before.1)
 }
 
 fn del_of_sbr_works_when_the_addresses_are_gone(host: &Sandbox) -> Result<()> {
