@@ -43,7 +43,10 @@ impl PointToPoint {
             .collect();
         batch.push(link::set_up(&found));
         batch.extend(self.ways().iter().map(|way| route::add(&found, way)));
+        let passing = self.passing();
+        batch.extend(passing.iter().map(|it| route::add(&found, it)));
         batch.extend(self.addressing.kernel_routes().map(|it| route::add(&found, &it)));
+        batch.extend(passing.iter().map(|it| route::delete(&found, it)));
         run(pod.rtnl()?, batch)?;
         Ok(Ensured::Created)
     }
@@ -51,6 +54,31 @@ impl PointToPoint {
     /// Tells which addresses and routes are missing, and whether the interface is down.
     pub fn observe(&self, world: &mut World<'_>) -> anyhow::Result<Vec<Finding>> {
         self.addressing.observe_with(&self.ways(), world)
+    }
+
+    /// Routes to next hops of the subnets that are no gateways: the host may have them too. The kernel wants them to be on
+    /// the link when a route by them is made, and no longer.
+    fn passing(&self) -> Vec<Route> {
+        let is_in_subnet =
+            |hop: &IpAddr| self.addressing.addresses.iter().any(|it| it.network().contains(*hop));
+        let is_gateway = |hop: &IpAddr| self.gateways.iter().any(|it| it.gateway == *hop);
+        let mut hops: Vec<IpAddr> = self.addressing.kernel_routes().filter_map(|it| it.gateway).collect();
+        hops.retain(|hop| is_in_subnet(hop) && !is_gateway(hop));
+        hops.sort_unstable();
+        hops.dedup();
+        let to_hop = |hop: IpAddr| Route {
+            dst: hop,
+            dst_len: Prefix::host(hop).prefix_len(),
+            gateway: None,
+            source: None,
+            table: None,
+            // The last of all, and none that the result asks for.
+            priority: Some(u32::MAX),
+            scope: Some(SCOPE_LINK),
+            mtu: None,
+            advmss: None,
+        };
+        hops.into_iter().map(to_hop).collect()
     }
 
     /// The routes to the gateways, and by them to the subnets; each once, with the first address that has it.

@@ -31,6 +31,7 @@ cases! {
         the_mac_can_be_asked_for needs [Need::Plugin("ptp"), Need::Plugin("bridgehead")];
         dns_is_overridden_even_by_an_empty_list needs [Need::Plugin("ptp")];
         a_gateway_outside_of_the_subnet_works needs [Need::Plugin("ptp"), Need::Plugin("bridgehead")];
+        a_route_may_lead_by_another_address_of_the_subnet needs [Need::Plugin("ptp"), Need::Ipv6];
         without_a_gateway_it_is_the_first_address needs [Need::Plugin("ptp"), Need::Plugin("bridgehead")];
     }
     "ptp/packets" {
@@ -244,6 +245,34 @@ fn a_gateway_outside_of_the_subnet_works(host: &Sandbox) -> Result<()> {
     let one = Attached::new(host, "a", json!({"ipam": ipam}))?;
     one.pod.ping("169.254.1.1")?;
     host.ping("10.20.0.7")?;
+    one.sound(host)
+}
+
+fn a_route_may_lead_by_another_address_of_the_subnet(host: &Sandbox) -> Result<()> {
+    // The host has more addresses than the gateway's, and answers for all of them.
+    host.ip_set("addr add 10.20.0.254/32 dev lo")?;
+    host.ip_set("addr add 10.77.0.1/32 dev lo")?;
+    let ipam = json!({
+        "type": "static",
+        "addresses": [
+            {"address": "10.20.0.7/24", "gateway": "10.20.0.1"},
+            {"address": "fd20::7/64", "gateway": "fd20::1"},
+        ],
+        "routes": [
+            {"dst": "10.77.0.0/16", "gw": "10.20.0.254"},
+            {"dst": "10.78.0.0/16", "gw": "10.20.0.254"},
+            {"dst": "fd77::/64", "gw": "fd20::fe"},
+        ],
+    });
+    let one = Attached::new(host, "a", json!({"ipam": ipam}))?;
+    let hosts = |family: &str, hop: &str| -> Result<Vec<String>> { routes(&one.pod, family, hop) };
+    equal(
+        "IPv4 routes",
+        hosts("-4", "10.20.0.254")?,
+        ["10.77.0.0/16 via 10.20.0.254 dev eth0", "10.78.0.0/16 via 10.20.0.254 dev eth0"],
+    )?;
+    equal("IPv6 routes", hosts("-6", "fd20::fe")?, ["fd77::/64 via fd20::fe dev eth0"])?;
+    one.pod.ping("10.77.0.1")?;
     one.sound(host)
 }
 

@@ -109,6 +109,12 @@ pub fn add(link: &Link, route: &Route) -> Message {
     Message::new(deed, NLM_F_CREATE, RouteNetlinkMessage::NewRoute(message(link, route)))
 }
 
+/// The request that takes a route by a link away; `ESRCH` where it is not there.
+pub fn delete(link: &Link, route: &Route) -> Message {
+    let deed = format!("delete route {route} by link {}", link.name);
+    Message::new(deed, 0, RouteNetlinkMessage::DelRoute(message(link, route)))
+}
+
 pub(super) fn message(link: &Link, route: &Route) -> RouteMessage {
     let mut message = match route.dst {
         IpAddr::V4(dst) => RouteMessageBuilder::<Ipv4Addr>::new()
