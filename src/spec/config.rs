@@ -25,6 +25,19 @@ const TIMEOUT_MAX: u64 = 3600;
 /// Keys of a plugin's object that are not its author's (specification section 3, "Deriving request configuration").
 const INJECTED: [&str; 6] = ["cniVersion", "cniVersions", "name", "prevResult", "runtimeConfig", "args"];
 
+/// What plugins here look at of that which runtimes inject. Others, such as annotations of a pod, come and go while it
+/// lives, and are no reason to attach it anew.
+const WISHES: [&[&str]; 8] = [
+    &["runtimeConfig", "bandwidth"],
+    &["runtimeConfig", "deviceID"],
+    &["runtimeConfig", "ipRanges"],
+    &["runtimeConfig", "ips"],
+    &["runtimeConfig", "mac"],
+    &["runtimeConfig", "portMappings"],
+    &["args", "cni", "ips"],
+    &["args", "cni", "mac"],
+];
+
 /// Length of a digest: 128 bits.
 const DIGEST_CHARS: usize = 32;
 
@@ -213,8 +226,18 @@ impl NetConf {
 
     /// What tells that which the runtime asks for by the configuration, and by these words, from other wishes.
     pub fn wishes_digest(&self, words: &str) -> String {
-        let of = |key: &str| self.get(key).map(Value::to_string).unwrap_or_default();
-        sha512_hex(&[&of("runtimeConfig"), "\n", &of("args"), "\n", words], DIGEST_CHARS)
+        let of = |path: &&[&str]| self.at(path).map(Value::to_string).unwrap_or_default();
+        let wishes: Vec<String> = WISHES.iter().map(of).collect();
+        sha512_hex(&[&wishes.join("\n"), "\n", words], DIGEST_CHARS)
+    }
+
+    /// What stands at the end of a path of keys.
+    fn at(&self, path: &[&str]) -> Option<&Value> {
+        let (last, parents) = path.split_last()?;
+        let parent = parents
+            .iter()
+            .try_fold(&self.document, |object, key| json::get(object, key).and_then(Value::as_object))?;
+        json::get(parent, last)
     }
 
     /// The attachments that a GC must leave alone. libcni sends the list under two keys, one of them a historic
@@ -242,11 +265,7 @@ impl NetConf {
     /// What a mac address is asked for by `runtimeConfig.mac`, `args.cni.mac` or `MAC` of `CNI_ARGS`, in this order.
     pub fn requested_mac(&self, args: &Args) -> Option<(String, &'static str)> {
         let text = |path: &[&str]| {
-            let (last, parents) = path.split_last()?;
-            let parent = parents
-                .iter()
-                .try_fold(&self.document, |object, key| json::get(object, key).and_then(Value::as_object))?;
-            json::get(parent, last).and_then(Value::as_str).filter(|t| !t.is_empty()).map(str::to_owned)
+            self.at(path).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
         };
         None.or_else(|| text(&["runtimeConfig", "mac"]).map(|mac| (mac, "runtimeConfig.mac")))
             .or_else(|| text(&["args", "cni", "mac"]).map(|mac| (mac, "args.cni.mac")))

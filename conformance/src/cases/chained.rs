@@ -223,6 +223,11 @@ fn add_again_does_what_the_runtime_asks_for_now(host: &Sandbox) -> Result<()> {
     bridge("10.20.0.5").add().run(host)?.result()?;
     let result = bridge("10.20.0.6").add().run(host)?.result()?;
     same_json("address", &result["ips"][0]["address"], &json!("10.20.0.6/24"))?;
+    // What no plugin looks at may change while a pod lives.
+    let links = pod.run(&["ip", "-o", "link"])?;
+    let annotated = json!({"ips": ["10.20.0.6"], "io.kubernetes.cri.pod-annotations": {"a": "b"}});
+    bridge("").set("runtimeConfig", annotated).add().run(host)?.result()?;
+    equal("links", pod.run(&["ip", "-o", "link"])?, links)?;
     let of_args = bridge("10.20.0.6").env("CNI_ARGS", "MAC=02:00:00:00:00:07");
     let result = of_args.add().run(host)?.result()?;
     same_json("MAC address", &result["interfaces"][2]["mac"], &json!("02:00:00:00:00:07"))?;
