@@ -86,7 +86,8 @@ impl SourceRouting {
         let rules = rtnl.rules()?;
         for SourceRule { source, table } in &self.rules {
             let is_there = |rule: &Rule| {
-                rule.source == Some(*source) && table.is_none_or(|table| rule.table == table) && serves(rule)
+                rule.source == Some(*source)
+                    && table.map_or_else(|| serves(rule), |table| rule.table == table)
             };
             if !rules.iter().any(is_there) {
                 let table = table.map_or_else(String::new, |table| format!(" lookup {table}"));
@@ -159,8 +160,8 @@ impl ForeignSourceRouting {
             addresses.extend(rtnl.addresses(&link)?.iter().map(|it| it.address));
         }
         let batch = rtnl.rules()?.into_iter().filter_map(|it| {
-            let source = it.source.filter(|source| addresses.contains(source) && serves(&it))?;
-            let is_meant = self.table.is_none_or(|table| it.table == table);
+            let source = it.source.filter(|source| addresses.contains(source))?;
+            let is_meant = self.table.map_or_else(|| serves(&it), |table| it.table == table);
             is_meant.then(|| rule::delete(source, it.table, it.priority))
         });
         let batch = batch.collect();

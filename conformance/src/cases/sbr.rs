@@ -27,6 +27,7 @@ cases! {
         link_local_routes_stay needs [SBR, TOOL, Need::Ipv6];
         taken_tables_are_passed_over needs [SBR];
         a_table_can_be_given needs [SBR];
+        a_table_of_the_kernel_can_be_given needs [SBR];
         gateways_can_be_given needs [SBR, TOOL];
         source_hints_keep_the_subnet needs [SBR, TOOL];
         only_its_own_addresses_count needs [SBR];
@@ -209,6 +210,22 @@ fn a_table_can_be_given(host: &Sandbox) -> Result<()> {
     pod.ip_set("rule add from 10.2.0.5 lookup 5001")?;
     call.del().run(host)?.silence()?;
     equal("rules after DEL", rules(&pod)?, ["10.2.0.5 5001"])
+}
+
+fn a_table_of_the_kernel_can_be_given(host: &Sandbox) -> Result<()> {
+    let Net { pod, .. } = net(host)?;
+    let call = sbr(&pod, THREE, json!({"table": 254}));
+    for is_recorded in [true, false] {
+        let result = call.add().run(host)?.result()?;
+        equal("rules", rules(&pod)?, ["10.2.0.5 main", "10.2.1.5 main", "fd02::5 main"])?;
+        call.check().prev(&result).run(host)?.silence()?;
+        if !is_recorded {
+            host.run(&["rm", "-rf", "/run/bridgehead"])?;
+        }
+        call.del().run(host)?.silence()?;
+        equal("rules after DEL", rules(&pod)?, [] as [&str; 0])?;
+    }
+    Ok(())
 }
 
 fn gateways_can_be_given(host: &Sandbox) -> Result<()> {
