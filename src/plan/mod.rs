@@ -313,7 +313,8 @@ fn remove_all(record: &Record, world: &mut World<'_>) -> anyhow::Result<()> {
 }
 
 /// DEL of an attachment: by its record, else by what can be said of it without one. Without one, what is in the pod
-/// may be what its ADD has failed for: an interface that the container has of another network. That is left alone.
+/// may be what its ADD has failed for: an interface that the container has of another network. That is left alone, and
+/// so is what another interface of the container may have on the same network.
 pub fn del(
     leftovers: impl FnOnce() -> Vec<Resource>,
     records: &Records,
@@ -327,6 +328,11 @@ pub fn del(
             let mut resources = leftovers();
             if resources.iter().any(Resource::is_known_by_interface) && is_of_another_network(world)? {
                 resources.retain(|resource| !resource.is_known_by_interface());
+            }
+            if resources.iter().any(Resource::is_known_by_container)
+                && records.has_sibling(&world.request.attachment)?
+            {
+                resources.retain(|resource| !resource.is_known_by_container());
             }
             remove(&resources, world)?;
         }

@@ -288,6 +288,17 @@ impl Records {
         Ok(attachments)
     }
 
+    /// Whether another interface of the container has a record on the same network.
+    pub fn has_sibling(&self, attachment: &Attachment) -> anyhow::Result<bool> {
+        for place in self.places(&attachment.network)? {
+            // Few are read: most are not even of the container.
+            if place.is_of_container(attachment) && !place.is_of(attachment) && place.read()?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The places of a network's records, in the order of their names.
     pub fn places(&self, network: &str) -> anyhow::Result<Vec<Place>> {
         let Some(directory) = self.directory(network)? else { return Ok(Vec::new()) };
@@ -319,9 +330,14 @@ fn file_name(attachment: &Attachment) -> String {
     let Attachment { container_id, ifname, .. } = attachment;
     let name = format!("{container_id}:{ifname}");
     if name.len() > NAME_MAX - DRAFT.len() {
-        return format!("{}:{ifname}", sha512_hex(&[container_id], 64));
+        return format!("{}:{ifname}", hash_of(container_id));
     }
     name
+}
+
+/// What stands for the ID of a container that is too long for the name of a file.
+fn hash_of(container_id: &str) -> String {
+    sha512_hex(&[container_id], 64)
 }
 
 fn is_draft(name: &std::ffi::OsStr) -> bool {

@@ -377,6 +377,12 @@ impl Resource {
         )
     }
 
+    /// Whether it is looked for by network and container alone, and so may be another interface's: chains of iptables
+    /// have such names.
+    pub fn is_known_by_container(&self) -> bool {
+        matches!(self, Self::ForeignMasquerade(_) | Self::ForeignPortMappings(_))
+    }
+
     /// Removes it. That it is not there is fine.
     pub fn remove(&self, world: &mut World<'_>) -> anyhow::Result<()> {
         match self {

@@ -29,6 +29,9 @@ cases! {
         del_without_a_record_spares_another_pod needs [
             Need::Plugin("bridgehead"), Need::Plugin("tuning"), Need::Plugin("sbr")
         ];
+        del_leaves_what_another_interface_has_on_the_network needs [
+            Need::Plugin("bridgehead"), Need::Plugin("portmap"), Need::Iptables
+        ];
         del_of_sbr_works_when_the_addresses_are_gone needs [Need::Plugin("bridgehead"), Need::Plugin("sbr")];
         del_leaves_the_device_of_another_network needs [Need::Plugin("bridgehead"), Need::Plugin("host-device")];
     }
@@ -257,6 +260,34 @@ fn del_without_a_record_spares_another_pod(host: &Sandbox) -> Result<()> {
     entry_of("tuning", &other.pod, USUAL, tuning).del().prev(&one.result).run(host)?.silence()?;
     before.0.restored(host, &[&other.pod])?;
     equal("rules", rules()?, before.1)
+}
+
+fn del_leaves_what_another_interface_has_on_the_network(host: &Sandbox) -> Result<()> {
+    // Chains of iptables are named by network and container; the ADD of the second interface fails, and gets its DEL.
+    let pod = host.pod("a")?;
+    let more = json!({
+        "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipMasqBackend": "iptables",
+        "ipam": pool(&["10.20.0.0/24"])
+    });
+    let bridge = entry_of("bridge", &pod, USUAL, more);
+    let result = bridge.add().run(host)?.result()?;
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]});
+    let more = json!({"backend": "iptables", "runtimeConfig": ports});
+    let portmap = entry_of("portmap", &pod, USUAL, more);
+    portmap.add().prev(&result).run(host)?.result()?;
+    pod.ip_set("link add eth1 type veth peer name other")?;
+    bridge.ifname("eth1").add().run(host)?.refusal()?;
+    for call in [&portmap, &bridge] {
+        call.ifname("eth1").del().run(host)?.silence()?;
+    }
+    for call in [&portmap, &bridge] {
+        call.check().prev(&result).run(host)?.silence()?;
+    }
+    for call in [&portmap, &bridge] {
+        call.del().prev(&result).run(host)?.silence()?;
+    }
+    let left = host.run(&["iptables", "-t", "nat", "-S"])?;
+    lacks("rules", &left, "10.20.0.2")
 }
 
 fn del_of_sbr_works_when_the_addresses_are_gone(host: &Sandbox) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::found::{Found, find, is_ours, open, read, state_error};
-use super::{Claim, PATIENCE, file_name, is_draft};
+use super::{Claim, PATIENCE, file_name, hash_of, is_draft};
 use crate::plan::record::Record;
 use crate::resource::FileLock;
 use crate::spec::Attachment;
@@ -30,6 +30,13 @@ impl Place {
     /// Whether a record of this attachment would be here.
     pub fn is_of(&self, attachment: &Attachment) -> bool {
         self.path.file_name() == Some(file_name(attachment).as_ref())
+    }
+
+    /// Whether a record of any interface of an attachment's container would be here.
+    pub(super) fn is_of_container(&self, attachment: &Attachment) -> bool {
+        let Some(name) = self.path.file_name().and_then(|name| name.to_str()) else { return false };
+        let Some((container, _)) = name.split_once(':') else { return false };
+        container == attachment.container_id || container == hash_of(&attachment.container_id)
     }
 
     /// Whether it is among the records of a network.
