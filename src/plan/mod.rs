@@ -13,7 +13,7 @@ use log::debug;
 
 use crate::resource::port_mappings::Taken;
 use crate::resource::{Finding, Lease, LinkTuning, Resource, Scope, World};
-use crate::spec::{Attachment, CniError, CniResult, Code};
+use crate::spec::{CniError, CniResult, Code};
 
 pub use collect::collect;
 pub use journal::Journal;
@@ -349,22 +349,8 @@ fn is_of_another_network(world: &mut World<'_>) -> anyhow::Result<bool> {
         true => Some(world.pod()?.netns().identity()),
         false => None,
     };
-    let own = &world.request.attachment;
-    for records in Records::of_all(&world.state).unwrap_or_default() {
-        for network in records.networks().unwrap_or_default() {
-            let other = Attachment { network, ..own.clone() };
-            if other == *own {
-                continue;
-            }
-            // One that cannot be read tells nothing.
-            if let Ok(Some(record)) = records.read(&other)
-                && (netns.is_none() || record.netns == netns)
-            {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
+    let others = Records::of_other_networks(&world.request.attachment, &world.state);
+    Ok(others.iter().any(|record| netns.is_none() || record.netns == netns))
 }
 
 /// One error out of several: the first, with the others in its words.

@@ -288,6 +288,20 @@ impl Records {
         Ok(attachments)
     }
 
+    /// What any plugin type has on record of the container's interface of that name on other networks. A record that
+    /// cannot be read tells nothing.
+    pub fn of_other_networks(own: &Attachment, state: &Path) -> Vec<Record> {
+        let mut found = Vec::new();
+        for records in Self::of_all(state).unwrap_or_default() {
+            let networks = records.networks().unwrap_or_default();
+            for network in networks.into_iter().filter(|network| *network != own.network) {
+                let other = Attachment { network, ..own.clone() };
+                found.extend(records.read(&other).ok().flatten());
+            }
+        }
+        found
+    }
+
     /// Whether another interface of the container has a record on the same network.
     pub fn has_sibling(&self, attachment: &Attachment) -> anyhow::Result<bool> {
         for place in self.places(&attachment.network)? {

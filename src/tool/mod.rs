@@ -115,14 +115,20 @@ impl Terminal<'_> {
                 outcome = Err(Told);
             }
         });
+        let outcome = self.tell_troubles(&errors, outcome);
+        self.print(&restoration.summary()).and(outcome)
+    }
+
+    /// Tells what could not be looked at, and who could do it, if that or anything before has failed.
+    fn tell_troubles(&mut self, errors: &[anyhow::Error], before: Result<(), Told>) -> Result<(), Told> {
         for error in errors {
             self.note(&format!("{error:#}"));
-            outcome = Err(Told);
         }
+        let outcome = if errors.is_empty() { before } else { Err(Told) };
         if outcome.is_err() && !nix::unistd::geteuid().is_root() {
             self.note("only root can do this");
         }
-        self.print(&restoration.summary()).and(outcome)
+        outcome
     }
 
     /// Removes what is left of the dead, and tells of each.
@@ -140,13 +146,7 @@ impl Terminal<'_> {
                 outcome = Err(Told);
             }
         });
-        for error in errors {
-            self.note(&format!("{error:#}"));
-            outcome = Err(Told);
-        }
-        if outcome.is_err() && !nix::unistd::geteuid().is_root() {
-            self.note("only root can do this");
-        }
+        let outcome = self.tell_troubles(&errors, outcome);
         let removed = match removed {
             0 => "nothing is left of any that is gone".to_owned(),
             1 => "removed what was left of 1 attachment".to_owned(),
