@@ -272,6 +272,17 @@ fn del_leaves_the_interface_that_was_in_the_way(host: &Sandbox) -> Result<()> {
             before.restored(host, &[&one.pod]).with_context(|| format!("{plugin}, {name}"))?;
         }
     }
+    one.sound(host)?;
+    // Without records, the other end of the pair says whose it is.
+    host.run(&["rm", "-r", "/run/bridgehead"])?;
+    let before = Snapshot::take(host, &[&one.pod])?;
+    for plugin in ["bridge", "ptp"] {
+        let config =
+            json!({"cniVersion": "1.0.0", "name": "second", "type": plugin, "ipam": pool(&["10.66.0.0/24"])});
+        let second = Call::new(plugin).id("a").ifname("eth0").netns(&one.pod).config(config);
+        second.del().run(host)?.silence()?;
+        before.restored(host, &[&one.pod]).with_context(|| format!("DEL of {plugin} without records"))?;
+    }
     one.sound(host)
 }
 
